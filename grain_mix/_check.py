@@ -1,0 +1,425 @@
+"""What a user can get wrong. Each error says where, what came, what was expected, and the fix.
+
+Shapes and dtypes are checked on tracers, too; values only where there are values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from grain_mix._batch import _MixedBatch
+
+LABEL_WEIGHT = "label_weight"  # the field that sparse_labels adds
+MODES = ("elem", "pair", "batch")
+AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
+
+
+def _fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
+    raise error(f"{where}: {came}; expected {expected}; {fix}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_bool(dtype: Any) -> bool:
+    return bool(dtype == np.bool_)
+
+
+def _array(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}"
+
+
+def _nearest(word: Any, words: Iterable[Any]) -> str:
+    near = difflib.get_close_matches(str(word), [str(other) for other in words], n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+# --- parameters, when a transform is made -----------------------------------------------------
+
+
+def number(where: str, field: str, value: Any, high: float) -> None:
+    """A number in [0, high], or in (0, ∞) if `high` is infinite."""
+    positive = math.isinf(high)
+    expected = "a finite number above 0" if positive else "a number from 0 to 1"
+    fix = "pass one like 0.2, or prob=0 to mix nothing" if positive else "pass one like 0.5"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        _fail(TypeError, where, f"{field}={value!r}", expected, fix)
+    if not (0 < float(value) < high if positive else 0 <= float(value) <= high):  # NaN is neither
+        _fail(ValueError, where, f"{field}={value!r}", expected, fix)
+
+
+def name(where: str, field: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        _fail(
+            TypeError, where, f"{field}={value!r}", "a field's name", "pass a string like 'image'"
+        )
+
+
+def parameters(transform: _MixedBatch) -> None:
+    """Checks all fields of a transform, and turns lists into tuples so that it can be hashed."""
+    where = type(transform).__name__
+    fields = vars(transform)
+    for field in ("image_key", "spatial_axes", "minmax", "cutmix_minmax"):
+        if isinstance(fields.get(field), list):
+            object.__setattr__(transform, field, tuple(fields[field]))
+    for field, value in fields.items():
+        if field.endswith("alpha"):
+            number(where, field, value, math.inf)
+        elif field in ("prob", "switch_prob", "label_smoothing"):
+            number(where, field, value, 1)
+        elif field.endswith("minmax") and value is not None:
+            if not isinstance(value, tuple) or len(value) != 2:
+                fix = "pass fractions of a side, like (0.2, 0.8)"
+                _fail(TypeError, where, f"{field}={value!r}", "a pair (lo, hi)", fix)
+            for bound in value:
+                number(where, field, bound, 1)
+            if value[0] > value[1]:
+                fix = f"swap them: {value[::-1]!r}"
+                _fail(ValueError, where, f"{field}={value!r}", "lo <= hi", fix)
+    if transform.mode not in MODES:
+        fix = f"{_nearest(transform.mode, MODES)}see the docstring for what each does"
+        _fail(ValueError, where, f"mode={transform.mode!r}", f"one of {MODES}", fix)
+    classes = transform.num_classes
+    if classes is not None and not (_is_int(classes) and classes > 0):
+        error = ValueError if _is_int(classes) else TypeError
+        fix = "pass the number of classes, or None if labels are [B, K] already"
+        _fail(error, where, f"num_classes={classes!r}", "an int above 0 or None", fix)
+    _sparse(where, transform)
+    _keys(where, transform)
+    _sharding(where, transform.sharding)
+    if "spatial_axes" in fields:
+        _axes(where, fields["spatial_axes"])
+
+
+def _sparse(where: str, transform: _MixedBatch) -> None:
+    sparse = transform.sparse_labels
+    if not isinstance(sparse, bool):
+        _fail(TypeError, where, f"sparse_labels={sparse!r}", "True or False", "pass one of them")
+    came = "sparse_labels=True"
+    if sparse and transform.label_smoothing:
+        came += f" with label_smoothing={transform.label_smoothing}"
+        _fail(ValueError, where, came, "label_smoothing=0", "smooth in the loss instead")
+    if sparse and transform.label_key is None:
+        came += " with label_key=None"
+        _fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
+
+
+def _sharding(where: str, sharding: Any) -> None:
+    if sharding is None:
+        return
+    fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
+    if not isinstance(sharding, jax.sharding.Sharding):
+        came = f"sharding={sharding!r}"
+        _fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
+    devices = len(sharding.device_set)
+    try:
+        split = sharding.shard_shape((devices,))[0] >= 1
+    except ValueError:  # more axes than the one of [B]
+        split = False
+    if not split:
+        came = f"sharding={sharding!r}, which names more axes than the batch axis"
+        _fail(ValueError, where, came, "a split of axis 0 alone", fix)
+    if not sharding.addressable_devices:
+        came = f"sharding={sharding!r}, none of whose devices is this process's"
+        _fail(ValueError, where, came, "devices of this process", fix)
+
+
+def worker(transform: _MixedBatch) -> None:
+    """Checks that a transform can be pickled, which is how it enters a worker process."""
+    if transform.sharding is None:
+        return
+    where = type(transform).__name__
+    came = "a transform with a sharding is to be pickled, but a worker process has no devices"
+    fix = (
+        "let workers load and batch, and mix behind them: take it out of operations and write\n"
+        f"    dataset = gm.LoaderDataset(loader).map(gm.{where}(..., sharding=sharding))\n"
+        "    dataset = grain.experimental.ThreadPrefetchIterDataset("
+        "dataset, prefetch_buffer_size=2)"
+    )
+    _fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
+
+
+def _keys(where: str, transform: _MixedBatch) -> None:
+    images = transform.image_key
+    if images == ():
+        _fail(ValueError, where, "image_key=()", "at least one name", "pass image_key='image'")
+    for key in images if isinstance(images, tuple) else (images,):
+        name(where, "image_key", key)
+    for field in ("label_key", "mask_key", "seed_key"):
+        if getattr(transform, field, None) is not None or field == "seed_key":
+            name(where, field, getattr(transform, field))
+    keys = (*transform._keys, *[LABEL_WEIGHT] * transform.sparse_labels)
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        _fail(ValueError, where, f"{twice} named twice in {keys}", "different fields", "rename one")
+
+
+def _axes(where: str, axes: Any) -> None:
+    fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
+    if not isinstance(axes, tuple) or not axes or not all(map(_is_int, axes)):
+        _fail(TypeError, where, f"spatial_axes={axes!r}", "a tuple of axes", fix)
+    if 0 in axes:
+        _fail(ValueError, where, f"spatial_axes={axes}", "no 0, the batch axis", fix)
+    if len(set(axes)) < len(axes):
+        _fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
+
+
+# --- records and batches ----------------------------------------------------------------------
+
+
+def record(seed_key: str, fields: Any, rng: Any) -> None:
+    """Checks a record that is about to get its seed."""
+    where = "RecordSeed"
+    if not isinstance(fields, dict):
+        fix = 'make it one first, like {"image": image, "label": label}'
+        _fail(TypeError, where, f"a record that is a {type(fields).__name__}", "a dict", fix)
+    if seed_key in fields:
+        fix = "pass another seed_key, here and behind Batch, and use RecordSeed once"
+        came = f"{seed_key!r} is taken in a record with {sorted(map(str, fields))}"
+        _fail(KeyError, where, came, "a free name", fix)
+    if rng is None:
+        fix = "give the sampler one, like IndexSampler(..., seed=0); put RecordSeed before FlatMap"
+        came = f"no generator for {seed_key!r}: the sampler has no seed, or a FlatMap lost it"
+        _fail(ValueError, where, came, "a numpy.random.Generator", fix)
+
+
+def batch(transform: _MixedBatch, fields: Any) -> None:
+    """Checks the shapes and dtypes of a batch."""
+    where = type(transform).__name__
+    if not isinstance(fields, Mapping):
+        fix = 'let records be dicts, like {"image": image, "label": label}'
+        _fail(TypeError, where, f"a batch that is a {type(fields).__name__}", "a dict", fix)
+    for key in transform._keys:
+        if key not in fields:
+            _missing(where, transform, key, fields)
+        if not _is_array(fields[key]):
+            fix = "let records hold NumPy arrays, which Batch stacks"
+            _fail(TypeError, where, f"{key!r} is a {type(fields[key]).__name__}", "an array", fix)
+    if transform.sparse_labels and LABEL_WEIGHT in fields:
+        came = f"{LABEL_WEIGHT!r} is in the batch"
+        _fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
+    size = seeds(where, transform.seed_key, fields[transform.seed_key])
+    first, *others = transform._image_keys
+    for key in transform._keys:
+        if fields[key].shape[:1] != (size,):
+            came = f"{key!r} is {_array(fields[key])}, {transform.seed_key!r} has {size} records"
+            _fail(ValueError, where, came, f"[{size}, ...]", "take both from the same batch")
+    for key in transform._image_keys:
+        dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
+    shape = fields[first].shape
+    axes = spatial_axes(where, transform._recipe.spatial_axes, first, shape)
+    for key in (*others, *transform._mask_keys):
+        dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
+        own = axes_of(axes, shape, fields[key].shape)
+        sizes = [fields[key].shape[axis : axis + 1] for axis in own]
+        if sizes != [(shape[axis],) for axis in axes]:
+            came = f"{key!r} is {_array(fields[key])}, but {first!r} is {_array(fields[first])}"
+            fix = f"resize {key!r} to match, since both are cut with one box"
+            _fail(ValueError, where, came, f"the same sizes along axes {axes}", fix)
+    if transform.label_key is not None:
+        _labels(where, transform, fields[transform.label_key])
+
+
+def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int) -> None:
+    """Checks that a batch can be split over this process's devices."""
+    where = type(transform).__name__
+    size = fields[transform.seed_key].shape[0]
+    if slices > 1 and size % (2 * slices):
+        came = f"a batch of {size} records for {slices} slices of the sharding on this process"
+        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
+        _fail(
+            ValueError, where, came, f"a multiple of {2 * slices}, so that pairs stay together", fix
+        )
+    for key, value in fields.items():
+        if not _is_array(value) or value.shape[:1] != (size,):
+            came = f"{key!r} is {_array(value) if _is_array(value) else type(value).__name__}"
+            fix = "drop the field before Batch, or let records hold it as a NumPy array"
+            _fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
+        kept = jax.dtypes.canonicalize_dtype(value.dtype) if value.dtype.kind in "biufcV" else None
+        if kept is None:
+            fix = "drop the field before Batch, or encode it as numbers"
+            _fail(TypeError, where, f"{key!r} is {_array(value)}", "numbers to put on devices", fix)
+        if value.dtype.kind in "iu" and kept != value.dtype and (value.astype(kept) != value).any():
+            came = f"{key!r} is {_array(value)} with values up to {value.max()}"
+            fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
+            _fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
+
+
+def seeds(where: str, key: str, value: Any) -> int:
+    """Checks seeds and returns how many there are."""
+    expected = "uint32 [B], a seed a record"
+    if value.shape == ():
+        fix = "the order is RecordSeed, grain.transforms.Batch, then this transform"
+        _fail(ValueError, where, f"{key!r} is one seed", expected, fix)
+    if value.dtype != np.uint32 or len(value.shape) != 1:
+        fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
+        _fail(TypeError, where, f"{key!r} is {_array(value)}", expected, fix)
+    if value.shape == (0,):
+        _fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
+    return int(value.shape[0])
+
+
+def draw(transform: _MixedBatch, values: Any, image_shape: Any) -> None:
+    """Checks the arguments of a transform's `draw`."""
+    where = f"{type(transform).__name__}.draw"
+    if not _is_array(values):
+        fix = 'pass batch["mix_seed"], or np.arange(B, dtype=np.uint32)'
+        _fail(TypeError, where, f"seeds is a {type(values).__name__}", "an array", fix)
+    size = seeds(where, "seeds", values)
+    fix = "pass that of the whole batch's images, B first, B the number of seeds"
+    if not isinstance(image_shape, Sequence) or not all(map(_is_int, image_shape)):
+        _fail(TypeError, where, f"image_shape={image_shape!r}", "a shape", fix)
+    if tuple(image_shape[:1]) != (size,):
+        _fail(ValueError, where, f"image_shape={tuple(image_shape)}", f"({size}, ...)", fix)
+    spatial_axes(where, transform._recipe.spatial_axes, "image_shape", tuple(image_shape))
+
+
+def label_range(transform: _MixedBatch, fields: Mapping[str, np.ndarray]) -> None:
+    """Checks the values of class ids."""
+    key, classes = transform.label_key, transform.num_classes
+    if key is None or fields[key].ndim != 1:
+        return
+    low, high = int(fields[key].min()), int(fields[key].max())
+    if low < 0 or high >= (classes or 2**31):
+        came = f"{key!r} from {low} to {high}"
+        fix = "raise num_classes, or mend the labels (counted from 1? missing ones marked -1?)"
+        expected = f"0 <= {key} < num_classes={classes}"
+        _fail(ValueError, type(transform).__name__, came, expected, fix)
+
+
+def _labels(where: str, transform: _MixedBatch, value: Any) -> None:
+    classes, shape = transform.num_classes, value.shape
+    came = f"{transform.label_key!r} is {_array(value)}"
+    expected = "class ids, integers [B], or soft labels, floats [B, K]"
+    integer = jnp.issubdtype(value.dtype, jnp.integer)
+    if not integer and not jnp.issubdtype(value.dtype, jnp.floating) and not _is_bool(value.dtype):
+        fix = "encode them as numbers, or set label_key=None"
+        _fail(TypeError, where, came, expected, fix)
+    if transform.sparse_labels:
+        if not integer or len(shape) != 1:
+            fix = "pass these, or drop sparse_labels=True"
+            _fail(TypeError, where, came, "class ids, integers [B]", fix)
+    elif len(shape) == 1 and not integer:
+        fix = "give a single float target an axis of its own, label[:, None]"
+        _fail(TypeError, where, came, expected, fix)
+    elif len(shape) == 1 and classes is None:
+        fix = "pass num_classes, or one-hot labels [B, K]"
+        _fail(ValueError, where, came + ", class ids, but num_classes is None", expected, fix)
+    elif len(shape) > 2 or 0 in shape:
+        _fail(ValueError, where, came, expected, "reshape them, or set label_key=None")
+    elif len(shape) == 2 and shape[1] != (classes or shape[1]):
+        fix = f"pass num_classes={shape[1]}, or for class ids drop the last axis, label[:, 0]"
+        _fail(ValueError, where, came, f"[B, {classes}] for num_classes={classes}", fix)
+
+
+def dtype(where: str, key: str, value: Any, averaged: bool) -> None:
+    """Checks that JAX holds the dtype and, for MixUp, that it can be averaged."""
+    allowed = AVERAGED if averaged else (*AVERAGED, "bool")
+    if str(value) in allowed:
+        return
+    if _is_bool(value):
+        fix = "cast it to float32 or uint8, or use CutMixBatch, which copies"
+    elif str(value) in ("float64", "int64", "uint64"):
+        fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{str(value)[:-2]}32)"
+    else:
+        fix = "decode or convert it to numbers before Batch"
+    _fail(TypeError, where, f"{key!r} is {value}", f"one of {', '.join(allowed)}", fix)
+
+
+def spatial_axes(
+    where: str, axes: Sequence[int], key: str, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The axes, counted from the front; each must exist, once, and have a length."""
+    front = tuple(axis + len(shape) if axis < 0 else axis for axis in axes)
+    if any(not 0 < axis < len(shape) for axis in front) or len(set(front)) < len(front):
+        fix = "(1, 2) is for [B, H, W, C], (2, 3) for [B, C, H, W], (1,) for [B, T]"
+        came = f"spatial_axes={tuple(axes)} for {key!r} of shape {shape}"
+        _fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
+    if 0 in (shape[axis] for axis in front):
+        came = f"{key!r} of shape {shape}"
+        _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
+    return front
+
+
+def axes_of(
+    axes: Sequence[int], image_shape: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The axes of the box in a field that shares it with the first image.
+
+    They are that image's, but in a field of batch and spatial axes alone, such as a mask
+    `[B, H, W]` to an image `[B, C, H, W]`.
+    """
+    front = [axis % len(image_shape) for axis in axes]
+    if len(shape) == 1 + len(front):
+        return tuple(1 + sorted(front).index(axis) for axis in front)
+    return tuple(front)
+
+
+def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, Any]) -> NoReturn:
+    fix = _nearest(key, fields)
+    if key == transform.seed_key:
+        fix += f"put gm.RecordSeed(seed_key={key!r}) into the operations, before Batch"
+    elif key == transform.label_key:
+        fix += "pass label_key, or label_key=None if there are no labels"
+    else:
+        fix += f"pass {'mask_key' if key in transform._mask_keys else 'image_key'}"
+    came = f"no field {key!r} among {sorted(map(str, fields))}"
+    _fail(KeyError, where, came, f"a field {key!r} in the batch", fix)
+
+
+# --- the pure functions -----------------------------------------------------------------------
+
+
+def formula(where: str, images: Any, partner: Any, averaged: bool) -> tuple[jax.Array, jax.Array]:
+    """Checks and returns `images` and `partner`."""
+    for field, value in (("images", images), ("partner", partner)):
+        if not _is_array(value) or value.shape[:1] in ((), (0,)):
+            fix = f"pass np.asarray({field})"
+            _fail(TypeError, where, f"{field}={value!r}", "an array [B, ...] with B > 0", fix)
+    dtype(where, "images", images.dtype, averaged)
+    size = images.shape[0]
+    fix = "pass the batch position of each record's partner"
+    if not jnp.issubdtype(partner.dtype, jnp.integer) or partner.shape != (size,):
+        _fail(ValueError, where, f"partner is {_array(partner)}", f"integers [{size}]", fix)
+    _values(where, "partner", partner, 0, size - 1)
+    return jnp.asarray(images), jnp.asarray(partner)
+
+
+def lam(where: str, value: Any, size: int) -> jax.Array:
+    """Checks and returns the weights of `mixup`."""
+    if np.shape(value) != (size,):
+        fix = f"for one weight for all pass np.full({size}, lam)"
+        _fail(ValueError, where, f"lam of shape {np.shape(value)}", f"[{size}]", fix)
+    _values(where, "lam", value, 0, 1)
+    return jnp.asarray(value, jnp.float32)
+
+
+def box(where: str, value: Any, size: int) -> jax.Array:
+    """Checks and returns the boxes of `cutmix`."""
+    if np.ndim(value) != 3 or np.shape(value)[::2] != (size, 2):
+        fix = "give each record (start, stop) along each of the n spatial axes"
+        _fail(ValueError, where, f"box of shape {np.shape(value)}", f"[{size}, n, 2]", fix)
+    return jnp.asarray(value, jnp.int32)
+
+
+def _values(where: str, field: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    values = np.asarray(value)
+    if not (low <= values.min() and values.max() <= high):
+        came = f"{field} from {values.min()} to {values.max()}"
+        _fail(ValueError, where, came, f"{low} <= {field} <= {high}", "mend the values")

@@ -1,0 +1,66 @@
+"""Where mixing runs and where its result lies: on the host, or over this process's devices."""
+
+import functools
+import multiprocessing
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
+
+
+@functools.cache
+def host() -> jax.Device:
+    """Returns the CPU device, started without touching an accelerator in a Grain worker.
+
+    JAX starts every platform it finds when the first is asked for, and a GPU's memory is taken
+    then. A Grain worker has no business there, so it is told of the CPU alone, before JAX starts:
+    https://github.com/google/grain/issues/820, https://github.com/google/grain/issues/1199
+    """
+    if multiprocessing.current_process().name.startswith("grain-"):
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        platforms = jax.config.values["jax_platforms"]
+        raise RuntimeError(
+            f"mixing on the host needs JAX's CPU platform, but jax_platforms is {platforms!r}; "
+            f"add cpu to it (JAX_PLATFORMS={platforms},cpu)"
+        ) from error
+
+
+@functools.cache
+def local_mesh(sharding: Sharding) -> Mesh:
+    """Returns this process's devices as `[slices of the batch, the devices that hold each]`.
+
+    Programs over this mesh never span hosts, so a loader may launch them from a thread, in any
+    order: what spans hosts must be launched in the same order everywhere.
+    """
+    rows = sharding.addressable_devices_indices_map((_slice_count(sharding),))
+    slices: dict[int, list[jax.Device]] = {}
+    for device, index in rows.items():
+        assert index is not None
+        slices.setdefault(index[0].start or 0, []).append(device)
+    return Mesh(np.array([slices[row] for row in sorted(slices)]), (SLICES, "replicas"))
+
+
+def _slice_count(sharding: Sharding) -> int:
+    """The number of slices that a sharding makes of the batch, on all hosts together."""
+    devices = len(sharding.device_set)
+    return devices // sharding.shard_shape((devices,))[0]
+
+
+def to_devices(sharding: Sharding, fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Sends each device its part of a process-local batch, without waiting."""
+    batch_axis = NamedSharding(local_mesh(sharding), PartitionSpec(SLICES))
+    placed: dict[str, jax.Array] = jax.device_put(fields, batch_axis)
+    return placed
+
+
+def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
+    """One array over all hosts, made of the parts that lie on this one's devices already."""
+    slices = local_mesh(sharding).shape[SLICES]
+    rows = local.shape[0] // slices * _slice_count(sharding)
+    parts = [shard.data for shard in local.addressable_shards]
+    return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)

@@ -1,0 +1,22 @@
+"""What all tests share."""
+
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+from absl import flags
+
+flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
+
+# The first example of a shape compiles, which takes as long as it takes.
+hypothesis.settings.register_profile("grain_mix", deadline=None)
+hypothesis.settings.load_profile("grain_mix")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Differs from run to run; what a failed test prints repeats it."""
+    seed = int(os.environ.get("GRAIN_MIX_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
+    print(f"GRAIN_MIX_TEST_SEED={seed}")
+    return np.random.default_rng(seed)

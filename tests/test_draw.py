@@ -1,0 +1,228 @@
+"""What is drawn from the seeds: distributions, independence, and that it is the record's own."""
+
+import fractions
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import grain_mix as gm
+from grain_mix import _draw
+
+N = 100_000
+ALPHAS = [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 2.0, 4.0, 8.0]
+# Two samples of N or one against its law: 5e-7 to exceed this by chance, and tests are many.
+KS_LIMIT = 2.75 / np.sqrt(N)
+
+
+@pytest.fixture
+def seeds(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(2**32, size=N, dtype=np.uint32)
+
+
+def draw(transform: Any, seeds: np.ndarray, *shape: int) -> _draw.Draw:
+    return jax.tree.map(np.asarray, transform.draw(seeds, (len(seeds), *shape)))
+
+
+def distance(lam: np.ndarray, alpha: float, tail: float = 2.0**-20) -> float:
+    """Kolmogorov–Smirnov's, leaving out the ends, where float32 cannot tell λ from 1."""
+    lam = np.sort(lam.astype(np.float64))
+    inside = (lam > tail) & (lam < 1 - tail)
+    law = scipy.stats.beta(alpha, alpha).cdf(lam[inside])
+    steps = np.arange(len(lam) + 1) / len(lam)
+    return max(np.abs(law - steps[:-1][inside]).max(), np.abs(law - steps[1:][inside]).max())
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_lambda_is_beta_distributed(alpha: float, seeds: np.ndarray) -> None:
+    lam = draw(gm.MixUpBatch(alpha=alpha), seeds, 4, 4, 3).lam
+    assert lam.dtype == np.float32
+    assert lam.min() >= 0
+    assert lam.max() <= 1
+    assert distance(lam, alpha) < KS_LIMIT
+    # No side is preferred, the tails included.
+    assert distance(1 - lam, alpha) < KS_LIMIT
+    ends = scipy.stats.binomtest(int((lam < 0.5).sum()), N)
+    assert ends.pvalue > 1e-6
+
+
+@pytest.mark.parametrize("alpha", [*ALPHAS, 1e-3, 30.0, 1e4])
+def test_the_table_has_no_error_of_its_own(alpha: float) -> None:
+    """All 2²⁰ values that λ can take, once each: this is the law itself, not a sample of it."""
+    bits = np.arange(2**20, dtype=np.uint32) << 12
+    lam = np.asarray(jax.jit(_draw.beta, static_argnums=1)(bits, alpha)) / 2**24
+    assert (np.diff(lam) >= 0).all()
+    assert distance(lam, alpha) < 0.002
+    assert abs(lam.mean() - 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("lengths", [(1000,), (224, 160), (30, 50, 40)])
+def test_the_box_has_the_papers_sides(lengths: tuple[int, ...], seeds: np.ndarray) -> None:
+    """⌊L·(1-λ)^(1/n)⌋, for the λ that MixUp draws from the same seed with the same α."""
+    n = len(lengths)
+    seeds = seeds[:20_000]
+    transform = gm.CutMixBatch(alpha=1.0, spatial_axes=tuple(range(1, n + 1)))
+    box = draw(transform, seeds, *lengths, 3).box
+    lam = draw(gm.MixUpBatch(alpha=1.0), seeds, *lengths, 3).lam
+    for k, length in enumerate(lengths):
+        start, stop = box[:, k].T
+        clipped = (start == 0) | (stop == length)
+        side = np.floor(length * (1 - lam.astype(np.float64)) ** (1 / n) + 1e-9)
+        np.testing.assert_array_equal((stop - start)[~clipped], side[~clipped])
+        assert ((stop - start)[clipped] <= side[clipped]).all()
+        assert (~clipped).sum() > 1000
+
+
+def test_sides_are_exact_where_a_root_would_round() -> None:
+    """For every λ at which a side begins, and the one just before."""
+    for length, n in ((224, 2), (7, 3), (48_000, 1)):
+        for side in {1, 2, length // 3, length // 2, length - 1, length}:
+            begin = -(-(2**24) * fractions.Fraction(side, length) ** n // 1)
+            weights = np.array([int(begin) - 1, int(begin)], np.uint32)
+            bits = np.full((2, 2), length // 2, np.uint32)
+            box = np.asarray(_draw._paper_side(length, bits, weights, n))
+            assert (box[:, 1] - box[:, 0]).tolist() == [side - 1, side]
+
+
+def test_the_centre_is_uniform_over_the_image(seeds: np.ndarray) -> None:
+    """Large α gives all boxes half the area, so the centre shows from the edge not clipped."""
+    height, width = 60, 100
+    box = draw(gm.CutMixBatch(alpha=1e7), seeds, height, width, 3).box
+    for k, length in enumerate((height, width)):
+        start, stop = box[:, k].T
+        side = int(np.floor(length * 0.5**0.5))
+        centre = np.where(start > 0, start + side // 2, stop - side + side // 2)
+        counts = np.bincount(centre, minlength=length)
+        assert len(counts) == length
+        assert scipy.stats.chisquare(counts).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("minmax", [(0.2, 0.8), (0.0, 1.0), (0.5, 0.5), (0.1, 0.101)])
+def test_minmax_is_uniform_and_wholly_inside(
+    minmax: tuple[float, float], seeds: np.ndarray
+) -> None:
+    lengths = (30, 50)
+    drawn = draw(gm.CutMixBatch(minmax=minmax), seeds, *lengths, 3)
+    for k, length in enumerate(lengths):
+        start, stop = drawn.box[:, k].T
+        side = stop - start
+        smallest = int(np.ceil(round(minmax[0] * length, 6)))
+        largest = max(int(np.floor(round(minmax[1] * length, 6))), smallest)
+        assert (start >= 0).all()
+        assert (stop <= length).all()
+        counts = np.bincount(side - smallest, minlength=largest - smallest + 1)
+        assert len(counts) == largest - smallest + 1
+        assert len(counts) == 1 or scipy.stats.chisquare(counts).pvalue > 1e-6
+        for fixed in {smallest, (smallest + largest) // 2}:
+            starts = np.bincount(start[side == fixed], minlength=length - fixed + 1)
+            if starts.sum() and 0 < fixed < length:
+                assert len(starts) == length - fixed + 1
+                assert scipy.stats.chisquare(starts).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.01, 0.3, 0.99, 1.0])
+def test_prob_and_switch_prob(probability: float, seeds: np.ndarray) -> None:
+    mixed = draw(gm.MixUpBatch(alpha=8.0, prob=probability), seeds, 32, 32).lam < 1
+    both = gm.MixBatch(cutmix_minmax=(0.5, 0.5), switch_prob=probability)
+    box = draw(both, seeds, 32, 32).box
+    cut = (box[:, :, 0] < box[:, :, 1]).all(axis=1)
+    for count in (int(mixed.sum()), int(cut.sum())):
+        if probability in (0, 1):
+            assert count == N * probability
+        else:
+            assert scipy.stats.binomtest(count, N, probability).pvalue > 1e-6
+
+
+def test_decisions_are_independent(seeds: np.ndarray) -> None:
+    """λ, box, choice and chance, of one record and of the records with the seeds next to it."""
+    near = np.arange(N, dtype=np.uint32) + seeds[0]
+    for some in (seeds, near):
+        cut = draw(gm.CutMixBatch(minmax=(0.3, 0.6)), some, 64, 64)
+        lam = draw(gm.MixUpBatch(alpha=1.0), some, 64, 64).lam
+        chance = draw(gm.MixUpBatch(alpha=8.0, prob=0.5), some, 64, 64).lam < 1
+        choice = draw(gm.MixBatch(cutmix_alpha=8.0), some, 64, 64).box[:, 0, 1] > 0
+        columns = [lam, chance, choice, *cut.box.reshape(N, 4)[:, ::2].T, *np.diff(cut.box).T[0]]
+        columns += [np.roll(column, 1) for column in columns]
+        correlation = np.corrcoef(np.stack(columns).astype(np.float64))
+        inherent = {(3, 5), (4, 6), (10, 12), (11, 13)}  # a wide box has to start early
+        for i in range(len(columns)):
+            for j in range(i):
+                if (j, i) not in inherent:
+                    assert abs(correlation[i, j]) < 6 / np.sqrt(N), (i, j)
+
+
+def test_a_draw_is_the_records_own(rng: np.random.Generator) -> None:
+    """In "elem" mode neither the batch's size nor its order matter; nor do other parameters."""
+    seeds = rng.integers(2**32, size=50, dtype=np.uint32)
+    order = rng.permutation(50)
+    for transform in (gm.MixUpBatch(), gm.CutMixBatch(), gm.MixBatch(prob=0.7)):
+        whole = draw(transform, seeds, 20, 30, 3)
+        shuffled = draw(transform, seeds[order], 20, 30, 3)
+        np.testing.assert_array_equal(whole.lam[order], shuffled.lam)
+        some = draw(transform, seeds[:7], 20, 30, 3)
+        np.testing.assert_array_equal(whole.lam[:7], some.lam)
+        if whole.box is not None:
+            np.testing.assert_array_equal(whole.box[order], shuffled.box)
+            np.testing.assert_array_equal(whole.box[:7], some.box)
+    always = draw(gm.MixBatch(), seeds, 20, 30, 3)
+    sometimes = draw(gm.MixBatch(prob=0.5), seeds, 20, 30, 3)
+    mixed = sometimes.lam < 1
+    assert mixed.any()
+    np.testing.assert_array_equal(sometimes.lam[mixed], always.lam[mixed])
+    np.testing.assert_array_equal(sometimes.box[mixed], always.box[mixed])
+
+
+def test_modes_share_the_first_records_draw(rng: np.random.Generator) -> None:
+    seeds = rng.integers(2**32, size=7, dtype=np.uint32)
+    elem, pair, batch = (
+        draw(gm.MixBatch(mode=mode), seeds, 20, 30) for mode in ("elem", "pair", "batch")
+    )
+    for field in ("lam", "box"):
+        own = getattr(elem, field)
+        np.testing.assert_array_equal(getattr(pair, field), own[[0, 0, 2, 2, 4, 4, 6]])
+        np.testing.assert_array_equal(getattr(batch, field), own[[0] * 7])
+
+
+def test_known_answers() -> None:
+    """These numbers never change, on no platform and in no version: they are users' runs."""
+    seeds = np.array([0, 1, 2, 3, 2**31, 2**32 - 1], np.uint32)
+    lam = draw(gm.MixUpBatch(alpha=0.2), seeds, 224, 224).lam
+    assert (lam.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["mixup"]
+    assert draw(gm.CutMixBatch(), seeds, 224, 160).box.reshape(6, 4).tolist() == KNOWN["cutmix"]
+    minmax = gm.CutMixBatch(minmax=(0.25, 0.75), spatial_axes=(1,))
+    assert draw(minmax, seeds, 48_000).box.reshape(6, 2).tolist() == KNOWN["minmax"]
+    both = draw(gm.MixBatch(prob=0.7), seeds, 32, 32)
+    assert both.box.reshape(6, 4).tolist() == KNOWN["both"]
+    assert (both.outside.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["outside"]
+
+
+KNOWN = {
+    "mixup": [195289, 6010292, 29878, 5983067, 16777216, 16663394],
+    "cutmix": [
+        [0, 140, 0, 114],
+        [63, 224, 20, 138],
+        [69, 224, 0, 128],
+        [0, 133, 0, 86],
+        [183, 205, 135, 151],
+        [0, 90, 0, 61],
+    ],
+    "minmax": [
+        [13513, 35242],
+        [10854, 25672],
+        [3928, 35344],
+        [5608, 40302],
+        [15757, 40477],
+        [615, 24354],
+    ],
+    "both": [
+        [0, 0, 0, 0],
+        [6, 29, 4, 27],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [1, 4, 14, 17],
+        [2, 16, 19, 32],
+    ],
+    "outside": [3084064, 16777216, 1941958, 16777216, 16777216, 16777216],
+}
