@@ -1,0 +1,163 @@
+"""Where the examples get their records: TFDS, read by random access and without TensorFlow.
+
+`photographs` works offline: it cuts crops out of pictures that scikit-image and scikit-learn bring
+along when they are installed. `cifar10` is the real thing, downloaded only when asked.
+"""
+
+import contextlib
+import dataclasses
+import importlib.resources
+import io
+import pathlib
+import tarfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+CACHE = pathlib.Path("~/.cache/grain_mix").expanduser()
+
+
+class Dataset(NamedTuple):
+    """Records for `grain.DataLoader`, each an `image` (H, W, 3) uint8 and an integer `label`."""
+
+    source: Any
+    names: tuple[str, ...]
+
+
+def photographs(data_dir: pathlib.Path | None = None, split: str = "train") -> Dataset:
+    """Random crops of ten photographs, one class each: 1600 in "train", 400 in "test"."""
+    builder = Photographs(data_dir=data_dir or CACHE)
+    if not _is_prepared(builder):
+        print(f"Cutting crops out of {len(PICTURES)} photographs into {builder.data_path}")
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS speaks of downloading
+            _prepare(builder)
+    return Dataset(builder.as_data_source(split), tuple(builder.info.features["label"].names))
+
+
+def cifar10(
+    data_dir: pathlib.Path | None = None, split: str = "train", *, download: bool = False
+) -> Dataset:
+    """CIFAR-10 as TFDS prepares it; the network is left alone unless `download` says otherwise."""
+    builder = Cifar10(data_dir=data_dir or CACHE)
+    if not _is_prepared(builder):
+        if not download:
+            where = builder.data_path
+            raise SystemExit(f"no CIFAR-10 in {where}: --download fetches it (162 MiB, by network)")
+        _prepare(builder)
+    elif builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise SystemExit(
+            f"CIFAR-10 in {builder.data_path} is in {builder.info.file_format.value} files, which"
+            " cannot be read in random order: name another --data-dir, with --download"
+        )
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Dataset(_PngRecords(source), tuple(builder.info.features["label"].names))
+
+
+# What is in the picture: its file in an installed package, opened as a file so that no package's
+# own loader can go and fetch it.
+PICTURES = {
+    "astronaut": "skimage/data/astronaut.png",
+    "cat": "skimage/data/chelsea.png",
+    "coffee": "skimage/data/coffee.png",
+    "flower": "sklearn/datasets/images/flower.jpg",
+    "galaxies": "skimage/data/hubble_deep_field.jpg",
+    "motorcycle": "skimage/data/motorcycle_left.png",
+    "retina": "skimage/data/retina.jpg",
+    "rocket": "skimage/data/rocket.jpg",
+    "temple": "sklearn/datasets/images/china.jpg",
+    "tissue": "skimage/data/ihc.png",
+}
+
+
+class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Square crops, a third to three quarters of the picture's shorter side, scaled to `SIZE`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SIZE = 96
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # `Tensor`, since `Image` writes arrays by way of TensorFlow.
+        image = tfds.features.Tensor(
+            shape=(self.SIZE, self.SIZE, 3), dtype=np.uint8, encoding="bytes"
+        )
+        label = tfds.features.ClassLabel(names=list(PICTURES))
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples(0, 160), "test": self._generate_examples(1, 40)}
+
+    def _generate_examples(self, seed: int, crops: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        rng = np.random.default_rng(seed)
+        for name, path in PICTURES.items():
+            package, _, file = path.partition("/")
+            with (importlib.resources.files(package) / file).open("rb") as opened:
+                picture = Image.open(opened).convert("RGB")
+            for i in range(crops):
+                side = rng.uniform(1 / 3, 3 / 4) * min(picture.size)
+                left, top = rng.uniform(0, np.subtract(picture.size, side))
+                box = (left, top, left + side, top + side)
+                crop = picture.resize((self.SIZE, self.SIZE), box=box)
+                yield f"{name}-{i}", {"image": np.asarray(crop), "label": name}
+
+
+class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS's CIFAR-10, file for file, but unpacked and written without TensorFlow."""
+
+    name = "cifar10"
+    url_infos = tfds.image_classification.Cifar10.url_infos  # the download's checksum
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        info = self._cifar_info
+        with tarfile.open(dl_manager.download(info.url)) as tar:
+            train, test, names = (
+                [tar.extractfile(info.prefix + file).read() for file in files]  # type: ignore[union-attr]
+                for files in (info.train_files, info.test_files, info.label_files)
+            )
+        self.info.features["label"].names = names[0].decode().split()
+        return {
+            "train": self._generate_examples("train_", b"".join(train)),
+            "test": self._generate_examples("test_", b"".join(test)),
+        }
+
+    def _generate_examples(self, prefix: str, rows: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+        # A row is the label's byte, then the red, green and blue plane.
+        for i, row in enumerate(np.frombuffer(rows, np.uint8).reshape(-1, 1 + 3 * 32 * 32)):
+            image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+            yield i, {"id": f"{prefix}{i:05d}", "image": image, "label": int(row[0])}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PngRecords:
+    """Image and label of records whose image is still a PNG.
+
+    TFDS would decode it too, but with a warning in every process when OpenCV is not installed.
+    """
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.source[index]
+        image = np.asarray(Image.open(io.BytesIO(record["image"])))
+        return {"image": image, "label": record["label"]}
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    # TFDS writes this file last. Its own `is_prepared` logs a warning when there is nothing.
+    return bool((builder.data_path / "dataset_info.json").exists())
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    # TFDS fills a temporary folder and renames it at the end, but takes any folder that is already
+    # there for a complete one: hence the mode, which replaces it.
+    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(download_mode=mode), file_format="array_record"
+    )

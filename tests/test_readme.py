@@ -1,0 +1,41 @@
+"""Every Python snippet of the README runs, in order, and says the truth about what comes out."""
+
+import pathlib
+import re
+
+import numpy as np
+
+import grain_mix as gm
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def test_snippets(rng: np.random.Generator) -> None:
+    images = rng.integers(0, 256, (300, 8, 6, 3), np.uint8)
+    names = {"source": [{"image": image, "label": i % 10} for i, image in enumerate(images)]}
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(snippets) == 4
+    for snippet in snippets:
+        exec(compile(snippet, str(README), "exec"), names)
+
+    batch = names["batch"]
+    assert (batch["image"].shape, batch["image"].dtype) == ((128, 8, 6, 3), np.uint8)
+    assert (batch["label"].shape, batch["label"].dtype) == ((128, 10), np.float32)
+    assert names["dataset"][0]["label"].shape == (128, 10)
+
+    seeded = {
+        "image": images[:64],
+        "label": rng.integers(0, 10, 64),
+        "mix_seed": rng.integers(2**32, size=64, dtype=np.uint32),
+    }
+    logits = rng.normal(size=(64, 10)).astype(np.float32)
+    soft = gm.MixBatch(num_classes=10).map(seeded)
+    sparse = gm.MixBatch(num_classes=10, sparse_labels=True).map(seeded)
+    np.testing.assert_allclose(
+        names["soft_loss"](logits, soft), names["sparse_loss"](logits, sparse), rtol=1e-5
+    )
+
+
+def test_the_public_names_are_documented() -> None:
+    for name in gm.__all__:
+        assert name == "__version__" or getattr(gm, name).__doc__
