@@ -10,7 +10,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from grain_mix import _blend, _check, _draw, _place
@@ -60,10 +60,9 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
         _check.sharded_batch(self, element, _place.local_mesh(self.sharding).shape[_place.SLICES])
         others = {key: np.asarray(element[key]) for key in element if key not in fields}
         placed = _place.to_devices(self.sharding, fields | others)
-        mixed = _mix_sharded(
-            self, _place.local_mesh(self.sharding), {key: placed[key] for key in fields}
-        )
-        merged = self._merge(placed, mixed)
+        inputs = {key: placed.pop(key) for key in fields}
+        mixed = _mix_sharded(self, _place.local_mesh(self.sharding), inputs)
+        merged = self._merge(element, placed | mixed)
         return {key: _place.to_global(self.sharding, value) for key, value in merged.items()}
 
     def mix(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,15 +70,30 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
 
         Args:
             batch: the fields of a batch, each `[B, ...]`. Labels out of range go unnoticed under
-                `jit`, where values are not known, and become zeros.
+                `jit`, where values are not known, and become zeros. Inside `shard_map` a shard is
+                the batch: pairs, and `mode="batch"`, are its own, so keep its size even.
 
         Returns:
             A new dict with the values that `map` returns, as `jax.Array`s.
         """
         _check.batch(self, batch)
         fields = {key: jnp.asarray(batch[key]) for key in self._keys}
-        fields[self.seed_key] = self._share(fields[self.seed_key])
-        return self._merge(batch, self._mix(fields))
+        seeds = fields[self.seed_key]
+        split = _place.explicit(seeds)
+        if split is None:
+            fields[self.seed_key] = self._share(seeds)
+            return self._merge(batch, self._mix(fields))
+        # Explicit axes leave nothing to the compiler, so each shard is mixed for itself.
+        slices = len(seeds) // split.shard_shape(seeds.shape)[0]
+        _check.whole_pairs(self, len(seeds), slices)
+        if self.mode != "elem":
+            everywhere = NamedSharding(split.mesh, PartitionSpec())
+            shared = self._share(jax.sharding.reshard(seeds, everywhere))
+            fields[self.seed_key] = jax.sharding.reshard(shared, split)
+        mix = jax.shard_map(
+            self._mix, mesh=split.mesh, in_specs=(split.spec,), out_specs=split.spec
+        )
+        return self._merge(batch, mix(fields))
 
     def draw(self, seeds: ArrayLike, image_shape: tuple[int, ...]) -> _draw.Draw:
         """The parameters that a batch with these seeds is mixed with, for plots and debugging.

@@ -125,14 +125,10 @@ def _sharding(where: str, sharding: Any) -> None:
     if not isinstance(sharding, jax.sharding.Sharding):
         came = f"sharding={sharding!r}"
         _fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
-    devices = len(sharding.device_set)
-    try:
-        split = sharding.shard_shape((devices,))[0] >= 1
-    except ValueError:  # more axes than the one of [B]
-        split = False
-    if not split:
-        came = f"sharding={sharding!r}, which names more axes than the batch axis"
-        _fail(ValueError, where, came, "a split of axis 0 alone", fix)
+    spec = sharding.spec if isinstance(sharding, jax.sharding.NamedSharding) else ()
+    if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
+        came = f"sharding with {spec}"
+        _fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
     if not sharding.addressable_devices:
         came = f"sharding={sharding!r}, none of whose devices is this process's"
         _fail(ValueError, where, came, "devices of this process", fix)
@@ -234,16 +230,20 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
         _labels(where, transform, fields[transform.label_key])
 
 
+def whole_pairs(transform: _MixedBatch, size: int, slices: int) -> None:
+    """Checks that no pair would be torn between two slices of a batch."""
+    if slices > 1 and size % (2 * slices):
+        came = f"a batch of {size} records in {slices} slices"
+        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
+        expected = f"a multiple of {2 * slices}, which keeps pairs whole"
+        _fail(ValueError, type(transform).__name__, came, expected, fix)
+
+
 def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int) -> None:
     """Checks that a batch can be split over this process's devices."""
     where = type(transform).__name__
     size = fields[transform.seed_key].shape[0]
-    if slices > 1 and size % (2 * slices):
-        came = f"a batch of {size} records for {slices} slices of the sharding on this process"
-        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
-        _fail(
-            ValueError, where, came, f"a multiple of {2 * slices}, so that pairs stay together", fix
-        )
+    whole_pairs(transform, size, slices)
     for key, value in fields.items():
         if not _is_array(value) or value.shape[:1] != (size,):
             came = f"{key!r} is {_array(value) if _is_array(value) else type(value).__name__}"

@@ -64,3 +64,11 @@ def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
     rows = local.shape[0] // slices * _slice_count(sharding)
     parts = [shard.data for shard in local.addressable_shards]
     return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)
+
+
+def explicit(x: jax.Array) -> NamedSharding | None:
+    """The split of axis 0 that is part of an array's type on a mesh of Explicit axes, or None."""
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.spec[:1]):
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from absl import flags
 
+# Eight devices for the tests of sharding; read when JAX starts its first platform.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 
 # The first example of a shape compiles, which takes as long as it takes.
