@@ -77,6 +77,7 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
             A new dict with the values that `map` returns, as `jax.Array`s.
         """
         _check.batch(self, batch)
+        _check.label_range(self, batch)
         fields = {key: jnp.asarray(batch[key]) for key in self._keys}
         seeds = fields[self.seed_key]
         split = _place.explicit(seeds)

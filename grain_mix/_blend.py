@@ -40,8 +40,10 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     >>> mixup(images, np.array([0.75, 0.5]), np.array([1, 0])).tolist()
     [[50, 100], [100, 100]]
     """
-    x, partner = _check.formula("mixup", images, partner, averaged=True)
-    return blend(x, x[partner], _check.lam("mixup", lam, len(x)))
+    _check.formula("mixup", images, partner, averaged=True)
+    lam = _check.lam("mixup", lam, np.shape(images)[0])
+    x = jnp.asarray(images)
+    return blend(x, x[jnp.asarray(partner)], lam)
 
 
 def cutmix(
@@ -71,11 +73,10 @@ def cutmix(
     >>> cutmix(images, np.array([[[1, 3]], [[0, 1]]]), np.array([1, 0])).tolist()
     [[1, 2, 2, 1], [1, 2, 2, 2]]
     """
-    x, partner = _check.formula("cutmix", images, partner, averaged=False)
-    box = _check.box("cutmix", box, len(x))
-    axes = range(1, 1 + box.shape[1]) if spatial_axes is None else spatial_axes
-    axes = _check.spatial_axes("cutmix", axes, "images", x.shape)
-    return blend(x, x[partner], None, box, axes)
+    _check.formula("cutmix", images, partner, averaged=False)
+    axes = _check.box("cutmix", box, spatial_axes, np.shape(images))
+    x = jnp.asarray(images)
+    return blend(x, x[jnp.asarray(partner)], None, jnp.asarray(box, jnp.int32), axes)
 
 
 def swap(x: jax.Array) -> jax.Array:
@@ -98,6 +99,8 @@ def blend(
     `None` for `lam` means 1, `None` for `box` no box. What lies behind the last spatial axis is
     merged into it, so that compilers vectorise over a whole row and not over three channels.
     """
+    if len(x) == 1:
+        return x  # its own partner; weights that add up to 1 could still round
     last = max(spatial_axes) if box is not None else 1
     rows = (*x.shape[:last], math.prod(x.shape[last:]))
     own, other = x.reshape(rows), y.reshape(rows)

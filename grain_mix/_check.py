@@ -51,11 +51,11 @@ def _nearest(word: Any, words: Iterable[Any]) -> str:
 # --- parameters, when a transform is made -----------------------------------------------------
 
 
-def number(where: str, field: str, value: Any, high: float) -> None:
-    """A number in [0, high], or in (0, ∞) if `high` is infinite."""
+def number(where: str, field: str, value: Any, high: float, off: str = "") -> None:
+    """A number in [0, high], or in (0, ∞) if `high` is infinite; `off` is how to do without."""
     positive = math.isinf(high)
     expected = "a finite number above 0" if positive else "a number from 0 to 1"
-    fix = "pass one like 0.2, or prob=0 to mix nothing" if positive else "pass one like 0.5"
+    fix = f"pass one like 0.2; to do without, use {off}" if positive else "pass one like 0.5"
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
         _fail(TypeError, where, f"{field}={value!r}", expected, fix)
     if not (0 < float(value) < high if positive else 0 <= float(value) <= high):  # NaN is neither
@@ -78,7 +78,8 @@ def parameters(transform: _MixedBatch) -> None:
             object.__setattr__(transform, field, tuple(fields[field]))
     for field, value in fields.items():
         if field.endswith("alpha"):
-            number(where, field, value, math.inf)
+            off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}
+            number(where, field, value, math.inf, off.get(field, "prob=0"))
         elif field in ("prob", "switch_prob", "label_smoothing"):
             number(where, field, value, 1)
         elif field.endswith("minmax") and value is not None:
@@ -203,8 +204,9 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
         if key not in fields:
             _missing(where, transform, key, fields)
         if not _is_array(fields[key]):
-            fix = "let records hold NumPy arrays, which Batch stacks"
-            _fail(TypeError, where, f"{key!r} is a {type(fields[key]).__name__}", "an array", fix)
+            fix = "put grain.transforms.Batch before this, and let records hold NumPy arrays"
+            came = f"{key!r} is a {type(fields[key]).__name__}"
+            _fail(TypeError, where, came, "an array [B, ...]", fix)
     if transform.sparse_labels and LABEL_WEIGHT in fields:
         came = f"{LABEL_WEIGHT!r} is in the batch"
         _fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
@@ -212,8 +214,8 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
     first, *others = transform._image_keys
     for key in transform._keys:
         if fields[key].shape[:1] != (size,):
-            came = f"{key!r} is {_array(fields[key])}, {transform.seed_key!r} has {size} records"
-            _fail(ValueError, where, came, f"[{size}, ...]", "take both from the same batch")
+            came = f"{key!r} is {_array(fields[key])}, but {transform.seed_key!r} has {size} seeds"
+            _fail(ValueError, where, came, "as many seeds as records", "take both from one batch")
     for key in transform._image_keys:
         dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
     shape = fields[first].shape
@@ -288,16 +290,16 @@ def draw(transform: _MixedBatch, values: Any, image_shape: Any) -> None:
     spatial_axes(where, transform._recipe.spatial_axes, "image_shape", tuple(image_shape))
 
 
-def label_range(transform: _MixedBatch, fields: Mapping[str, np.ndarray]) -> None:
-    """Checks the values of class ids."""
+def label_range(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
+    """Checks the values of class ids that are on the host."""
     key, classes = transform.label_key, transform.num_classes
-    if key is None or fields[key].ndim != 1:
+    if key is None or fields[key].ndim != 1 or not isinstance(fields[key], np.ndarray):
         return
     low, high = int(fields[key].min()), int(fields[key].max())
     if low < 0 or high >= (classes or 2**31):
         came = f"{key!r} from {low} to {high}"
         fix = "raise num_classes, or mend the labels (counted from 1? missing ones marked -1?)"
-        expected = f"0 <= {key} < num_classes={classes}"
+        expected = f"0 <= {key} < " + (f"num_classes={classes}" if classes else f"{2**31} (int32)")
         _fail(ValueError, type(transform).__name__, came, expected, fix)
 
 
@@ -314,7 +316,7 @@ def _labels(where: str, transform: _MixedBatch, value: Any) -> None:
             fix = "pass these, or drop sparse_labels=True"
             _fail(TypeError, where, came, "class ids, integers [B]", fix)
     elif len(shape) == 1 and not integer:
-        fix = "give a single float target an axis of its own, label[:, None]"
+        fix = "cast class ids to integers, or give a single target an axis, label[:, None]"
         _fail(TypeError, where, came, expected, fix)
     elif len(shape) == 1 and classes is None:
         fix = "pass num_classes, or one-hot labels [B, K]"
@@ -336,7 +338,7 @@ def dtype(where: str, key: str, value: Any, averaged: bool) -> None:
     elif str(value) in ("float64", "int64", "uint64"):
         fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{str(value)[:-2]}32)"
     else:
-        fix = "decode or convert it to numbers before Batch"
+        fix = "decode or convert it to one of these before Batch"
     _fail(TypeError, where, f"{key!r} is {value}", f"one of {', '.join(allowed)}", fix)
 
 
@@ -349,7 +351,7 @@ def spatial_axes(
         fix = "(1, 2) is for [B, H, W, C], (2, 3) for [B, C, H, W], (1,) for [B, T]"
         came = f"spatial_axes={tuple(axes)} for {key!r} of shape {shape}"
         _fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
-    if 0 in (shape[axis] for axis in front):
+    if min(shape) < 1:
         came = f"{key!r} of shape {shape}"
         _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
     return front
@@ -374,9 +376,9 @@ def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, 
     if key == transform.seed_key:
         fix += f"put gm.RecordSeed(seed_key={key!r}) into the operations, before Batch"
     elif key == transform.label_key:
-        fix += "pass label_key, or label_key=None if there are no labels"
+        fix += "pass the name as label_key, or label_key=None if there are no labels"
     else:
-        fix += f"pass {'mask_key' if key in transform._mask_keys else 'image_key'}"
+        fix += f"pass the name as {'mask_key' if key in transform._mask_keys else 'image_key'}"
     came = f"no field {key!r} among {sorted(map(str, fields))}"
     _fail(KeyError, where, came, f"a field {key!r} in the batch", fix)
 
@@ -384,19 +386,19 @@ def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, 
 # --- the pure functions -----------------------------------------------------------------------
 
 
-def formula(where: str, images: Any, partner: Any, averaged: bool) -> tuple[jax.Array, jax.Array]:
-    """Checks and returns `images` and `partner`."""
+def formula(where: str, images: Any, partner: Any, averaged: bool) -> None:
+    """Checks `images` and `partner`."""
     for field, value in (("images", images), ("partner", partner)):
         if not _is_array(value) or value.shape[:1] in ((), (0,)):
-            fix = f"pass np.asarray({field})"
-            _fail(TypeError, where, f"{field}={value!r}", "an array [B, ...] with B > 0", fix)
+            came = f"{field} is {_array(value) if _is_array(value) else type(value).__name__}"
+            fix = "pass at least one record" if _is_array(value) else f"pass np.asarray({field})"
+            _fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
     dtype(where, "images", images.dtype, averaged)
     size = images.shape[0]
     fix = "pass the batch position of each record's partner"
     if not jnp.issubdtype(partner.dtype, jnp.integer) or partner.shape != (size,):
         _fail(ValueError, where, f"partner is {_array(partner)}", f"integers [{size}]", fix)
     _values(where, "partner", partner, 0, size - 1)
-    return jnp.asarray(images), jnp.asarray(partner)
 
 
 def lam(where: str, value: Any, size: int) -> jax.Array:
@@ -404,16 +406,35 @@ def lam(where: str, value: Any, size: int) -> jax.Array:
     if np.shape(value) != (size,):
         fix = f"for one weight for all pass np.full({size}, lam)"
         _fail(ValueError, where, f"lam of shape {np.shape(value)}", f"[{size}]", fix)
+    if not _is_array(value):
+        value = np.asarray(value)
+    if value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating):
+        _fail(TypeError, where, f"lam is {_array(value)}", f"numbers [{size}]", "pass floats")
     _values(where, "lam", value, 0, 1)
     return jnp.asarray(value, jnp.float32)
 
 
-def box(where: str, value: Any, size: int) -> jax.Array:
-    """Checks and returns the boxes of `cutmix`."""
-    if np.ndim(value) != 3 or np.shape(value)[::2] != (size, 2):
-        fix = "give each record (start, stop) along each of the n spatial axes"
-        _fail(ValueError, where, f"box of shape {np.shape(value)}", f"[{size}, n, 2]", fix)
-    return jnp.asarray(value, jnp.int32)
+def box(
+    where: str, value: Any, axes: Sequence[int] | None, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Checks the boxes of `cutmix` and returns their axes, counted from the front."""
+    fix = "give each record (start, stop) in pixels along each of the n spatial axes"
+    expected = f"integers [{shape[0]}, n, 2]"
+    if not _is_array(value):
+        _fail(TypeError, where, f"box is a {type(value).__name__}", expected, "pass an array")
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        _fail(TypeError, where, f"box is {_array(value)}", expected, fix)
+    if len(value.shape) != 3 or value.shape[::2] != (shape[0], 2) or value.shape[1] == 0:
+        _fail(ValueError, where, f"box of shape {value.shape}", expected, fix)
+    if axes is None:
+        axes = tuple(range(1, 1 + value.shape[1]))
+    axes = tuple(axes) if isinstance(axes, list) else axes
+    _axes(where, axes)
+    front = spatial_axes(where, axes, "images", shape)
+    if len(front) != value.shape[1]:
+        came = f"spatial_axes={axes} for box of shape {value.shape}"
+        _fail(ValueError, where, came, f"{value.shape[1]} axes, one for each row of a box", fix)
+    return front
 
 
 def _values(where: str, field: str, value: Any, low: float, high: float) -> None:
@@ -422,4 +443,5 @@ def _values(where: str, field: str, value: Any, low: float, high: float) -> None
     values = np.asarray(value)
     if not (low <= values.min() and values.max() <= high):
         came = f"{field} from {values.min()} to {values.max()}"
-        _fail(ValueError, where, came, f"{low} <= {field} <= {high}", "mend the values")
+        fix = "partners count from 0" if field == "partner" else f"clip {field} to this"
+        _fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)

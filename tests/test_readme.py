@@ -14,14 +14,17 @@ def test_snippets(rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (300, 8, 6, 3), np.uint8)
     names = {"source": [{"image": image, "label": i % 10} for i, image in enumerate(images)]}
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 4
-    for snippet in snippets:
+    assert len(snippets) == 7
+    for i, snippet in enumerate(snippets):
         exec(compile(snippet, str(README), "exec"), names)
+        if i == 0:
+            first = names["batch"]
 
-    batch = names["batch"]
-    assert (batch["image"].shape, batch["image"].dtype) == ((128, 8, 6, 3), np.uint8)
-    assert (batch["label"].shape, batch["label"].dtype) == ((128, 10), np.float32)
-    assert names["dataset"][0]["label"].shape == (128, 10)
+    assert (first["image"].shape, first["image"].dtype) == ((128, 8, 6, 3), np.uint8)
+    assert (first["label"].shape, first["label"].dtype) == ((128, 10), np.float32)
+    second = names["batch"]
+    assert (second["image"].shape, second["image"].sharding) == ((64, 8, 6, 3), names["sharding"])
+    assert names["statistics"][1].shape == (10,)
 
     seeded = {
         "image": images[:64],

@@ -1,0 +1,387 @@
+"""Bad input is an error that says where, what came, what was expected and what to do.
+
+In the tables "…" stands for any text, so that a message can be reworded but loses no part.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+import grain_mix as gm
+
+
+def case(error: type[Exception], message: str, *values: Any) -> Any:
+    return pytest.param(error, message, *values, id=message.replace(" … ", ", "))
+
+
+def call(error: type[Exception], message: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+    return case(error, message, functools.partial(function, *args, **kwargs))
+
+
+def assert_fails(error: type[Exception], message: str, function: Callable[[], Any]) -> None:
+    with pytest.raises(error) as caught:
+        function()
+    assert type(caught.value) is error  # a subclass would be some library's own error
+    assert_says(caught.value, message)
+
+
+def assert_says(error: Exception, message: str) -> None:
+    text = str(error.args[0])
+    assert re.fullmatch(r"(\w+Batch|RecordSeed|mixup|cutmix)(\.draw)?: .+; expected .+; .+", text)
+    assert re.search(".*".join(map(re.escape, message.split(" … "))), text), text
+
+
+# --- parameters ---------------------------------------------------------------------------------
+
+PARAMETERS = [
+    call(ValueError, "alpha=0 … above 0 … like 0.2", gm.MixUpBatch, alpha=0),
+    call(ValueError, "alpha=-1.0 … above 0 … like 0.2", gm.CutMixBatch, alpha=-1.0),
+    call(ValueError, "alpha=nan … finite … like 0.2", gm.MixUpBatch, alpha=np.nan),
+    call(ValueError, "alpha=inf … finite … like 0.2", gm.CutMixBatch, alpha=np.inf),
+    call(TypeError, "alpha='0.2' … number … like 0.2", gm.MixUpBatch, alpha="0.2"),
+    call(TypeError, "alpha=None … number … like 0.2", gm.CutMixBatch, alpha=None),
+    call(TypeError, "alpha=True … number … like 0.2", gm.MixUpBatch, alpha=True),
+    call(ValueError, "mixup_alpha=0 … above 0", gm.MixBatch, mixup_alpha=0),
+    call(TypeError, "cutmix_alpha='1' … above 0", gm.MixBatch, cutmix_alpha="1"),
+    call(ValueError, "prob=1.5 … 0 to 1 … pass", gm.MixUpBatch, prob=1.5),
+    call(ValueError, "prob=nan … 0 to 1 … pass", gm.MixBatch, prob=np.nan),
+    call(TypeError, "prob=True … 0 to 1 … pass", gm.CutMixBatch, prob=True),
+    call(ValueError, "switch_prob=-0.1 … 0 to 1 … pass", gm.MixBatch, switch_prob=-0.1),
+    call(ValueError, "label_smoothing=2 … 0 to 1 … pass", gm.MixUpBatch, label_smoothing=2),
+    call(ValueError, "mode='batc' … 'pair' … mean 'batch'?", gm.MixUpBatch, mode="batc"),
+    call(ValueError, "mode='Elem' … 'pair' … mean 'elem'?", gm.MixBatch, mode="Elem"),
+    call(ValueError, "mode=None … 'pair' … docstring", gm.CutMixBatch, mode=None),
+    call(TypeError, "minmax=0.5 … (lo, hi) … like (0.2, 0.8)", gm.CutMixBatch, minmax=0.5),
+    call(TypeError, "minmax=(0, 1, 2) … (lo, hi) … like", gm.CutMixBatch, minmax=(0, 1, 2)),
+    call(ValueError, "minmax … 1.2 … 0 to 1 … pass", gm.CutMixBatch, minmax=(0.1, 1.2)),
+    call(ValueError, "minmax … nan … 0 to 1 … pass", gm.CutMixBatch, minmax=(np.nan, 1)),
+    call(ValueError, "minmax=(0.8, 0.2) … (0.2, 0.8)", gm.CutMixBatch, minmax=(0.8, 0.2)),
+    call(ValueError, "cutmix_minmax=(1, 0) … (0, 1)", gm.MixBatch, cutmix_minmax=(1, 0)),
+    call(ValueError, "num_classes=0 … above 0 … or None", gm.MixUpBatch, num_classes=0),
+    call(ValueError, "num_classes=-1 … above 0 … or None", gm.MixBatch, num_classes=-1),
+    call(TypeError, "num_classes=2.5 … int … or None", gm.CutMixBatch, num_classes=2.5),
+    call(TypeError, "num_classes=True … int … or None", gm.MixUpBatch, num_classes=True),
+    call(TypeError, "sparse_labels=1 … True or False", gm.MixUpBatch, sparse_labels=1),
+    call(
+        ValueError,
+        "sparse_labels … label_smoothing=0.1 … label_smoothing=0 … in the loss",
+        gm.MixUpBatch,
+        sparse_labels=True,
+        label_smoothing=0.1,
+    ),
+    call(
+        ValueError,
+        "sparse_labels … label_key=None … drop sparse_labels",
+        gm.CutMixBatch,
+        sparse_labels=True,
+        label_key=None,
+    ),
+    call(ValueError, "image_key=() … at least one … pass", gm.MixUpBatch, image_key=()),
+    call(TypeError, "image_key … 1 … name … string", gm.MixUpBatch, image_key=("a", 1)),
+    call(TypeError, "label_key=3 … name … string", gm.MixBatch, label_key=3),
+    call(TypeError, "mask_key='' … name … string", gm.CutMixBatch, mask_key=""),
+    call(TypeError, "seed_key=None … name … string", gm.MixUpBatch, seed_key=None),
+    call(TypeError, "seed_key=b's' … name … string", gm.RecordSeed, seed_key=b"s"),
+    call(ValueError, "'x' … twice … different … rename", gm.MixUpBatch, image_key=["x", "x"]),
+    call(ValueError, "'label' … twice … rename", gm.CutMixBatch, mask_key="label"),
+    call(ValueError, "'image' … twice … rename", gm.MixBatch, seed_key="image"),
+    call(
+        ValueError,
+        "'label_weight' … twice … rename",
+        gm.MixUpBatch,
+        image_key="label_weight",
+        sparse_labels=True,
+    ),
+    call(TypeError, "spatial_axes=1 … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=1),
+    call(TypeError, "spatial_axes=() … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=()),
+    call(TypeError, "spatial_axes=(1.0, 2) … (1, 2)", gm.MixBatch, spatial_axes=(1.0, 2)),
+    call(ValueError, "spatial_axes=(1, 1) … once … (1, 2)", gm.MixBatch, spatial_axes=(1, 1)),
+    call(ValueError, "spatial_axes=(0, 1) … no 0 … (1, 2)", gm.CutMixBatch, spatial_axes=(0, 1)),
+]
+
+# --- draw and the two formulas ------------------------------------------------------------------
+
+MIXUP = gm.MixUpBatch(num_classes=3)
+CUTMIX = gm.CutMixBatch(num_classes=3)
+SEEDS = np.arange(4, dtype=np.uint32)
+SHAPE = (4, 6, 8, 3)
+X = np.zeros(SHAPE, np.float32)
+LAM = np.full(4, 0.5, np.float32)
+BOX = np.array([[[1, 3], [2, 5]]] * 4)
+PARTNER = np.array([1, 0, 3, 2])
+
+CALLS = [
+    call(TypeError, "seeds is a list … array … uint32", CUTMIX.draw, [1, 2, 3, 4], SHAPE),
+    call(TypeError, "seeds' is int64 [4] … .astype(np.uint32)", MIXUP.draw, PARTNER, SHAPE),
+    call(ValueError, "seeds' is one seed … [B] … RecordSeed", CUTMIX.draw, SEEDS[0], SHAPE),
+    call(ValueError, "empty batch … B > 0 … filter", MIXUP.draw, SEEDS[:0], SHAPE),
+    call(ValueError, "image_shape=(6, 8, 3) … (4, ...) … B", MIXUP.draw, SEEDS, SHAPE[1:]),
+    call(TypeError, "image_shape=4 … shape … B first", CUTMIX.draw, SEEDS, 4),
+    call(TypeError, "image_shape=(4, 6.0) … shape … B first", CUTMIX.draw, SEEDS, (4, 6.0)),
+    call(ValueError, "image_shape … (4, 6) … axes … [B, H, W", CUTMIX.draw, SEEDS, (4, 6)),
+    call(ValueError, "image_shape … (4, 6, 0) … pixel", CUTMIX.draw, SEEDS, (4, 6, 0)),
+    call(ValueError, "image_shape … (4, -6, 8)", CUTMIX.draw, SEEDS, (4, -6, 8)),
+    call(TypeError, "images … array … np.asarray(images)", gm.mixup, [[1]], LAM, PARTNER),
+    call(TypeError, "images' is int64 … float32 … np.int32", gm.cutmix, BOX, BOX, PARTNER),
+    call(TypeError, "images' is bool … float32 … cast", gm.mixup, X > 0, LAM, PARTNER),
+    call(TypeError, "images … B > 0", gm.mixup, X[:0], LAM, PARTNER),
+    call(ValueError, "lam of shape () … [4] … np.full(4, lam)", gm.mixup, X, 0.5, PARTNER),
+    call(ValueError, "lam of shape (3,) … [4]", gm.mixup, X, LAM[:3], PARTNER),
+    call(ValueError, "lam from 1.5 to 1.5 … 0 <= lam <= 1", gm.mixup, X, LAM * 3, PARTNER),
+    call(ValueError, "lam from -0.5 to -0.5 … 0 <= lam", gm.mixup, X, -LAM, PARTNER),
+    call(ValueError, "lam from nan … 0 <= lam <= 1", gm.mixup, X, LAM * np.nan, PARTNER),
+    call(TypeError, "lam … <U", gm.mixup, X, LAM.astype(str), PARTNER),
+    call(TypeError, "partner is list … np.asarray(partner)", gm.mixup, X, LAM, [1, 0]),
+    call(ValueError, "partner is float32 [4] … integers", gm.cutmix, X, BOX, LAM),
+    call(ValueError, "partner is int64 [2] … integers [4]", gm.cutmix, X, BOX, PARTNER[:2]),
+    call(ValueError, "partner from 1 to 4 … partner <= 3", gm.mixup, X, LAM, PARTNER + 1),
+    call(ValueError, "partner from -1 to 2 … 0 <= partner", gm.cutmix, X, BOX, PARTNER - 1),
+    call(ValueError, "box of shape (2, 2) … [4, n, 2] … stop", gm.cutmix, X, BOX[0], PARTNER),
+    call(ValueError, "box of shape (3, 2, 2) … [4, n, 2]", gm.cutmix, X, BOX[:3], PARTNER),
+    call(ValueError, "box … (4, 0, 2)", gm.cutmix, X, BOX[:, :0], PARTNER),
+    call(
+        ValueError,
+        "spatial_axes=(1, 2, 3, 4) … (4, 6, 8, 3)",
+        gm.cutmix,
+        X,
+        BOX.repeat(2, 1),
+        PARTNER,
+    ),
+    call(TypeError, "box … float64", gm.cutmix, X, BOX + 0.7, PARTNER),
+    *(
+        call(error, message, gm.cutmix, X, BOX, PARTNER, spatial_axes=axes)
+        for error, message, axes in [
+            (ValueError, "spatial_axes=(0, 1) … (1, 2)", (0, 1)),
+            (ValueError, "spatial_axes=(2, 4) … 1 to 3 … (1, 2) is", (2, 4)),
+            (ValueError, "spatial_axes=(1, -3) … different … (1, 2) is", (1, -3)),
+            (ValueError, "spatial_axes=(1, 2, 3)", (1, 2, 3)),
+            (ValueError, "spatial_axes=(1,)", (1,)),
+            (TypeError, "spatial_axes=('1', '2')", ("1", "2")),
+            (TypeError, "spatial_axes=1", 1),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "function"), PARAMETERS + CALLS)
+def test_call(error: type[Exception], message: str, function: Callable[[], Any]) -> None:
+    assert_fails(error, message, function)
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+MIX = gm.MixBatch(num_classes=3)
+SPARSE = gm.MixUpBatch(sparse_labels=True)
+MASKED = gm.CutMixBatch(num_classes=3, mask_key="mask")
+RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
+
+
+def batch(drop: str | None = None, **changes: Any) -> dict[str, Any]:
+    """A good batch but for the changes."""
+    good = {
+        "image": np.full(SHAPE, 7, np.uint8),
+        "label": np.array([0, 1, 2, 0]),
+        "mix_seed": SEEDS,
+    }
+    return {key: value for key, value in (good | changes).items() if key != drop}
+
+
+def image(dtype: Any = np.uint8, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
+    return batch(image=np.zeros(shape, dtype))
+
+
+def label(*values: Any) -> dict[str, Any]:
+    return batch(label=np.array(values))
+
+
+def mask(*shape: int, dtype: Any = np.uint8) -> dict[str, Any]:
+    return batch(mask=np.zeros(shape, dtype))
+
+
+def depth(*shape: int) -> dict[str, Any]:
+    return batch(depth=np.zeros(shape, np.float32))
+
+
+def along(*axes: int) -> gm.CutMixBatch:
+    return gm.CutMixBatch(num_classes=3, spatial_axes=axes)
+
+
+NO_SEEDS, NO_LABEL, NO_IMAGE = map(batch, ("mix_seed", "label", "image"))
+EMPTY = {key: value[:0] for key, value in batch().items()}
+MISSPELT = gm.MixUpBatch(num_classes=3, image_key="imgae")
+MISSPELT_MESSAGE = "'imgae' among ['image', 'label', 'mix_seed'] … mean 'image'? … image_key"
+
+BATCHES = [
+    # What a batch is made of.
+    case(TypeError, "batch that is a list … dict … records", MIXUP, [1, 2]),
+    case(TypeError, "batch that is a tuple … dict … records", CUTMIX, (X, LAM)),
+    case(TypeError, "'image' is a list … array … NumPy", MIX, batch(image=[1, 2, 3, 4])),
+    case(KeyError, MISSPELT_MESSAGE, MISSPELT, batch()),
+    case(KeyError, "'image' among ['label', 'mix_seed'] … image_key", MIXUP, NO_IMAGE),
+    case(
+        KeyError, "'depth' among ['dept', 'image' … mean 'dept'? … image_key", RGBD, batch(dept=X)
+    ),
+    case(KeyError, "'mask' among … 'msk'] … mean 'msk'? … mask_key", MASKED, batch(msk=X)),
+    case(KeyError, "'label' among ['image' … label_key=None", MIX, NO_LABEL),
+    case(KeyError, "'lable' … mean 'label'?", gm.MixBatch(label_key="lable"), batch()),
+    case(KeyError, "'label_weight' … free … rename", SPARSE, batch(label_weight=LAM)),
+    case(ValueError, "an empty batch … B > 0 … filter", MIXUP, EMPTY),
+    # Seeds.
+    case(KeyError, "'mix_seed' among ['image' … gm.RecordSeed … before Batch", MIXUP, NO_SEEDS),
+    case(KeyError, "'seed' … mean 'mix_seed'?", gm.MixUpBatch(seed_key="seed"), batch()),
+    case(TypeError, "'mix_seed' is float32 [4] … uint32 [B]", CUTMIX, batch(mix_seed=LAM)),
+    case(TypeError, "'mix_seed' is int64 [4] … .astype(np.uint32)", MIX, batch(mix_seed=PARTNER)),
+    case(TypeError, "'mix_seed' is uint32 [2, 2]", MIXUP, batch(mix_seed=SEEDS.reshape(2, 2))),
+    case(ValueError, "'mix_seed' is one seed … order is", CUTMIX, batch(mix_seed=SEEDS[0])),
+    case(ValueError, "'mix_seed' has 3 seeds … one batch", MIX, batch(mix_seed=SEEDS[:3])),
+    # Labels.
+    case(ValueError, "int64 [4] … num_classes is None … one-hot", gm.MixUpBatch(), batch()),
+    case(ValueError, "'label' from 0 to 3 … num_classes=3 … from 1?", CUTMIX, label(0, 1, 2, 3)),
+    case(ValueError, "'label' from -1 to 2 … 0 <= label … -1?", MIX, label(0, -1, 2, 0)),
+    case(ValueError, "'label' from -2 to 2 … 0 <= label … -1?", SPARSE, label(0, -2, 2, 0)),
+    case(ValueError, "'label' from 0 to 2147483648 … mend", SPARSE, label(0, 1, 2, 2**31)),
+    case(
+        ValueError,
+        "'label' is float64 [4, 5] … [B, 3] … num_classes=5",
+        CUTMIX,
+        label(*np.eye(4, 5)),
+    ),
+    case(ValueError, "'label' is int64 [4, 1] … label[:, 0]", MIX, label([0], [1], [2], [0])),
+    case(TypeError, "'label' is float64 [4] … label[:, None]", MIXUP, label(0.0, 1.0, 2.0, 0.0)),
+    case(
+        TypeError, "'label' is <U3 [4] … integers … encode", MIXUP, label("cat", "dog", "dog", "?")
+    ),
+    case(ValueError, "'label' is float64 [4, 2, 3] … reshape", MIX, label(*np.zeros((4, 2, 3)))),
+    case(ValueError, "'label' is float64 [4, 0]", gm.MixUpBatch(), label([], [], [], [])),
+    case(
+        TypeError, "float64 [4, 4] … integers [B] … drop sparse_labels", SPARSE, label(*np.eye(4))
+    ),
+    case(ValueError, "'label' is int64 [3] … 4 seeds … one batch", CUTMIX, label(0, 1, 2)),
+    # Images and masks.
+    case(TypeError, "'image' is <U3 … uint8 … decode", MIXUP, image("U3")),
+    case(TypeError, "'image' is object … uint8 … decode", CUTMIX, image(object)),
+    case(TypeError, "'image' is complex64 … float32 … convert", MIX, image(np.complex64)),
+    case(TypeError, "'image' is float64 … float32 … .astype(np.float32)", MIXUP, image(np.float64)),
+    case(TypeError, "'image' is int64 … int32 … .astype(np.int32)", CUTMIX, image(np.int64)),
+    case(TypeError, "'image' is uint64 … .astype(np.uint32)", MIX, image(np.uint64)),
+    case(TypeError, "'image' is bool … uint8 … CutMixBatch", MIXUP, image(bool)),
+    case(TypeError, "'image' is bool … uint8 … cast", MIX, image(bool)),
+    case(ValueError, "'image' … (4, 0, 8, 3) … pixel … filter", CUTMIX, image(shape=(4, 0, 8, 3))),
+    case(ValueError, "'image' … 0, 0, 3 … pixel … filter", MIXUP, image(shape=(4, 0, 0, 3))),
+    case(ValueError, "(1, 2) … 'image' … (4, 6) … (1,) for", CUTMIX, image(shape=(4, 6))),
+    case(ValueError, "(2, 4) … 'image' … 1 to 3 … [B, H, W, C]", along(2, 4), batch()),
+    case(ValueError, "(1, -3) … (4, 6, 8, 3) … different axes", along(1, -3), batch()),
+    case(ValueError, "(-4, 2) … (4, 6, 8, 3) … 1 to 3", along(-4, 2), batch()),
+    case(ValueError, "'mask' is uint8 [4, 6, 7] … resize 'mask'", MASKED, mask(4, 6, 7)),
+    case(ValueError, "'mask' is uint8 [4, 6], but 'image' … resize", MASKED, mask(4, 6)),
+    case(TypeError, "'mask' is int64 … np.int32", MASKED, mask(4, 6, 8, dtype=np.int64)),
+    case(ValueError, "'depth' is float32 [4, 5, 8] … resize 'depth'", RGBD, depth(4, 5, 8)),
+    case(ValueError, "'depth' is float32 [3, 6, 8] … 4 seeds", RGBD, depth(3, 6, 8)),
+]
+
+
+@pytest.mark.parametrize("method", ["map", "mix"])
+@pytest.mark.parametrize(("error", "message", "transform", "fields"), BATCHES)
+def test_batch(
+    error: type[Exception], message: str, transform: Any, fields: Any, method: str
+) -> None:
+    before = copy.deepcopy(fields)
+    assert_fails(error, message, functools.partial(getattr(transform, method), fields))
+    assert repr(fields) == repr(before)
+
+
+@pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX, SPARSE])
+def test_batch_without_changes_is_good(transform: Any) -> None:
+    # Or else a case above might fail for a reason that it does not name.
+    assert transform.map(batch())["label"].shape[0] == 4
+
+
+def test_shapes_are_checked_under_jit() -> None:
+    message = "'label' is float32 [4, 5] … [B, 3] … num_classes=5"
+    assert_fails(ValueError, message, lambda: jax.jit(CUTMIX.mix)(label(*np.eye(4, 5))))
+
+
+def starts_jax() -> str | None:
+    """The first case above that starts JAX on its way to the error."""
+    from jax._src.xla_bridge import _backends
+
+    calls = [(row.id, row.values[2]) for row in PARAMETERS + CALLS]
+    calls += [(row.id, functools.partial(row.values[2].map, row.values[3])) for row in BATCHES]
+    for name, function in calls:
+        with contextlib.suppress(Exception):
+            function()
+        if _backends:
+            return name
+    return None
+
+
+def test_errors_come_before_any_device_work() -> None:
+    # In a process of its own: in this one, other tests have started JAX already.
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {__name__} as module; print(module.starts_jax())"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "None"
+
+
+# --- in Grain -----------------------------------------------------------------------------------
+
+
+class Records:
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": np.full((4, 4, 3), index, np.uint8), "label": index % 3}
+
+
+class AsTuple(grain.transforms.Map):
+    def map(self, element: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(element.values())
+
+
+def first_batch(*operations: Any, seed: int | None = 0, worker_count: int = 0) -> Any:
+    sampler = grain.samplers.IndexSampler(8, shuffle=False, num_epochs=1, seed=seed)
+    loader = grain.DataLoader(
+        data_source=Records(), sampler=sampler, operations=operations, worker_count=worker_count
+    )
+    return next(iter(loader))
+
+
+SEED, BATCH = gm.RecordSeed(), grain.transforms.Batch(4)
+LOADERS = [
+    call(KeyError, "'mix_seed' among … gm.RecordSeed … before Batch", first_batch, BATCH, MIXUP),
+    call(ValueError, "'mix_seed' … order is RecordSeed", first_batch, BATCH, SEED, MIXUP),
+    # Records that were never batched, with a label and without.
+    call(TypeError, "'label' … int … array … Batch", first_batch, SEED, CUTMIX),
+    call(ValueError, "'mix_seed' … Batch, then", first_batch, SEED, gm.MixUpBatch(label_key=None)),
+    call(KeyError, "'mix_seed' is taken … RecordSeed once", first_batch, SEED, SEED),
+    call(KeyError, "'label' is taken … ['image', 'label']", first_batch, gm.RecordSeed("label")),
+    call(TypeError, "record that is a tuple … dict … make", first_batch, AsTuple(), SEED),
+    call(ValueError, "sampler has no seed … Generator … seed=0", first_batch, SEED, seed=None),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "function"), LOADERS)
+def test_loader(error: type[Exception], message: str, function: Callable[[], Any]) -> None:
+    assert_fails(error, message, function)
+
+
+def test_message_reaches_the_main_process() -> None:
+    with pytest.raises(KeyError) as caught:
+        first_batch(SEED, BATCH, MISSPELT, worker_count=2)
+    assert_says(caught.value, MISSPELT_MESSAGE)
