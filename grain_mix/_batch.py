@@ -104,7 +104,8 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
             image_shape: the shape of the whole batch's images, B first.
         """
         _check.draw(self, seeds, image_shape)
-        drawn: _draw.Draw = _draw_jitted(self, self._share(jnp.asarray(seeds)), tuple(image_shape))
+        shared = self._share(jax.device_put(seeds))
+        drawn: _draw.Draw = _draw_jitted(self, shared, tuple(image_shape))
         return drawn
 
     def __getstate__(self) -> dict[str, Any]:

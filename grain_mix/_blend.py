@@ -163,6 +163,7 @@ def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
 def soft_labels(labels: jax.Array, num_classes: int | None, smoothing: float) -> jax.Array:
     """`float32 [B, K]` targets: one-hot of integer labels `[B]`, else as they are; smoothed."""
     if labels.ndim == 1:
-        labels = labels.astype(jnp.int32)[:, None] == jnp.arange(num_classes, dtype=jnp.int32)
+        classes = jnp.arange(num_classes, dtype=jnp.int32)
+        labels = labels.astype(jnp.int32)[:, None] == classes[None, :]
     off = smoothing / labels.shape[1]
     return labels.astype(jnp.float32) * np.float32(1 - smoothing) + np.float32(off)

@@ -1,0 +1,95 @@
+"""What lies ahead of mixing on devices: a `DataLoader`, and its worker processes, as a dataset."""
+
+import json
+from typing import Any, NoReturn
+
+import grain
+
+from grain_mix import _check
+
+
+class LoaderDataset(grain.IterDataset):
+    """A `grain.DataLoader` as a `grain.IterDataset`, so that more can be done behind its workers.
+
+    Workers decode and batch; what needs the devices comes after, in this process, and Grain's
+    prefetch does it ahead of the train step. Iterators save and restore the loader's state,
+    also through prefetch, with `get_state` and `set_state`, or with `grain.checkpoint`.
+
+    Iterators end their workers when they are closed or forgotten.
+
+    Args:
+        loader: what to iterate over. Each iterator starts workers of its own.
+
+    Raises:
+        TypeError: `loader` is no `grain.DataLoader`, on construction. Or the dataset is on its way
+            into a worker, behind `mp_prefetch`.
+
+    >>> import grain_mix as gm
+    >>> import numpy as np
+    >>> records = [{"image": np.full((8, 8, 3), i, np.uint8), "label": i} for i in range(8)]
+    >>> loader = grain.load(
+    ...     records,
+    ...     seed=0,
+    ...     num_epochs=1,
+    ...     transformations=[gm.RecordSeed(), grain.transforms.Batch(4)],
+    ...     worker_count=0,  # or more
+    ... )
+    >>> batches = LoaderDataset(loader).map(gm.MixUpBatch(num_classes=8))
+    >>> batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+    >>> [batch["image"].shape for batch in batches]
+    [(4, 8, 8, 3), (4, 8, 8, 3)]
+    """
+
+    def __init__(self, loader: grain.DataLoader) -> None:
+        super().__init__()
+        if not isinstance(loader, grain.DataLoader):
+            fix = "pass what grain.DataLoader(...) or grain.load(...) returns; datasets go without"
+            came = f"loader is a {type(loader).__name__}"
+            _check._fail(TypeError, "LoaderDataset", came, "a grain.DataLoader", fix)
+        self._loader = loader
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _LoaderIterator(iter(self._loader))
+
+    def __reduce__(self) -> NoReturn:
+        came = "pickled, or copied, as mp_prefetch does"
+        fix = (
+            "for workers pass worker_count to the grain.DataLoader, and behind it use "
+            "grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)"
+        )
+        _check._fail(TypeError, "LoaderDataset", came, "one that stays in its process", fix)
+
+
+class _LoaderIterator(grain.DatasetIterator):
+    def __init__(self, batches: grain.DataLoaderIterator) -> None:
+        super().__init__()
+        self._batches = batches
+        self._started = False
+
+    def __next__(self) -> Any:
+        self._assert_not_closed()
+        if not self._started:
+            # After get_state or set_state, Grain 0.2.18 would start a worker when its turn comes,
+            # one after another.
+            self.start_prefetch()
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self._batches.get_state())
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(json.dumps(state).encode())
+        self._started = False
+
+    def start_prefetch(self) -> None:
+        self._started = True
+        self._batches.start_prefetch()
+
+    def close(self) -> None:
+        super().close()
+        # As of Grain 0.2.18 only what it wraps can be closed.
+        self._batches._iterator.close()
+
+    def __str__(self) -> str:
+        return "LoaderDatasetIterator"

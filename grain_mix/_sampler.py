@@ -1,0 +1,121 @@
+"""Who is whose neighbour: the same, however many hosts and workers there are."""
+
+import bisect
+import dataclasses
+import functools
+import sys
+
+import grain
+
+from grain_mix import _check
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedSampler:
+    """Keeps neighbours together, on any number of hosts and workers.
+
+    Records 2k and 2k+1 of a batch are mixed with each other, and which records these are depends
+    on how Grain deals them out: with H hosts of W workers each (1 if there are none) it has
+    G = H·W readers, and reader g = w·H + h, which is worker w of host h, gets the indices g, g + G,
+    g + 2G, ... of the sampler. Through this sampler, each reader gets whole pairs (2j, 2j+1) of the
+    one that it wraps:
+
+        PairedSampler[2G·b + g]     = sampler[2G·b + 2g]        for b = 0, 1, ...
+        PairedSampler[2G·b + g + G] = sampler[2G·b + 2g + 1]    and g = 0, ..., G - 1
+
+    So the same records are mixed with the same partners, bit for bit, for all H and W. Each keeps
+    the index and the generator, and with it the seed, that the wrapped sampler gave it. To a
+    sampler all epochs are one sequence, and so they are here: an epoch that 2G does not divide
+    shares a block of 2G with the next.
+
+    The last block is incomplete if 2G does not divide the length n, that of all epochs. With
+    t = n mod 2G and p = max(t - G, 0), of these t records
+
+        readers g < p                get a pair, as above
+        readers p <= g < min(t, G)   get one record, sampler[n - t + p + g]
+        the others                   get none
+
+    so none is lost or comes twice (though Grain 0.2.18 drops the last n mod H indices itself). A
+    reader's single record is its last, and takes the one before it in the batch as its partner,
+    which one that is depends on H and W. `Batch(..., drop_remainder=True)` never lets it through,
+    but which records are dropped then depends on H and W, too. Nothing is left over if 2G divides n
+    or, with `drop_remainder=True`, if G times the batch size does.
+
+    It takes an even batch size, since an odd one cuts pairs apart; no operation before `Batch` that
+    drops or adds records; and not `mode="batch"`, where a record's draw comes from its batch.
+
+    Args:
+        sampler: any Grain sampler that does not shard by itself: `IndexSampler`,
+            `SequentialSampler` or your own; finite or endless, with or without `__len__`.
+        shard_count: H, that of the `shard_options` of the `grain.DataLoader`.
+        worker_count: W, that of the `grain.DataLoader`.
+
+    Raises:
+        TypeError, ValueError: a parameter that cannot be, on construction.
+        IndexError: an index below 0 or beyond the end.
+
+    >>> sampler = grain.samplers.SequentialSampler(9)
+    >>> [record.index for record in PairedSampler(sampler, shard_count=2)]
+    [0, 2, 1, 3, 4, 6, 5, 7, 8]
+
+    Of these, host 0 gets every other, (0, 1), (4, 5), 8, and host 1 the rest, (2, 3), (6, 7).
+
+    >>> shard_options = grain.sharding.ShardByJaxProcess()
+    >>> loader = grain.DataLoader(
+    ...     data_source=range(9),
+    ...     sampler=PairedSampler(sampler, shard_count=shard_options.shard_count, worker_count=2),
+    ...     shard_options=shard_options,
+    ...     worker_count=2,
+    ... )
+    """
+
+    sampler: grain.samplers.Sampler
+    _: dataclasses.KW_ONLY
+    shard_count: int
+    worker_count: int = 0
+
+    def __post_init__(self) -> None:
+        where, sampler = "PairedSampler", self.sampler
+        if isinstance(sampler, type) or not hasattr(sampler, "__getitem__"):
+            fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
+            _check._fail(TypeError, where, f"sampler={sampler!r}", "a Grain sampler", fix)
+        for field, least in (("shard_count", 1), ("worker_count", 0)):
+            value = getattr(self, field)
+            if not _check._is_int(value) or value < least:
+                error = ValueError if _check._is_int(value) else TypeError
+                fix = "pass the number that the grain.DataLoader has"
+                _check._fail(error, where, f"{field}={value!r}", f"an int from {least}", fix)
+        # Where Grain's own samplers keep it, and where its DataLoader looks for it, as of 0.2.18.
+        own = getattr(sampler, "_shard_options", None)
+        if isinstance(own, grain.sharding.ShardOptions) and own.shard_count > 1:
+            fix = "give shard_options to the grain.DataLoader, and none to the sampler"
+            came = f"sampler={sampler!r}, with shards of its own"
+            _check._fail(ValueError, where, came, "a sampler of all records", fix)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> grain.RecordMetadata:
+        if not 0 <= index < self._length:
+            raise IndexError(f"PairedSampler: index {index}; expected 0 <= index < {self._length}")
+        readers = self.shard_count * max(self.worker_count, 1)
+        slot = index % (2 * readers)
+        start = index - slot
+        if slot >= readers:
+            return self.sampler[start + 2 * (slot - readers) + 1]
+        # How many readers get a pair: all, but for an incomplete last block.
+        pairs = max(self._length - start - readers, 0)
+        return self.sampler[start + slot + min(slot, pairs)]
+
+    @functools.cached_property
+    def _length(self) -> int:
+        if hasattr(self.sampler, "__len__"):
+            return len(self.sampler)
+        return bisect.bisect_left(range(sys.maxsize), True, key=self._is_beyond)
+
+    def _is_beyond(self, index: int) -> bool:
+        try:
+            self.sampler[index]
+        except IndexError:
+            return True
+        return False

@@ -1,0 +1,373 @@
+"""The same pairs on any number of hosts and workers, in Grain's own loaders."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import pickle
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import grain
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import grain_mix as gm
+from grain_mix._sampler import PairedSampler
+
+BATCH_SIZE = 4
+RECORDS = 288  # BATCH_SIZE · H · W divides it, for all H and W below
+TOPOLOGIES = [(hosts, workers) for hosts in (1, 2, 3, 4) for workers in (0, 2, 3)]
+MIX = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS)
+
+Batch = dict[str, Any]
+
+
+# --- data and loaders -----------------------------------------------------------------------------
+
+
+@functools.cache
+def records() -> list[Batch]:
+    images = np.random.default_rng(0).integers(256, size=(RECORDS, 4, 6, 1), dtype=np.uint8)
+    return [{"image": image, "label": i, "id": i} for i, image in enumerate(images)]
+
+
+class KeepSeed(grain.transforms.Map):
+    def map(self, element: Batch) -> Batch:
+        return element | {"seed": element["mix_seed"]}
+
+
+def index_sampler(**options: Any) -> grain.samplers.IndexSampler:
+    defaults = {"num_records": RECORDS, "num_epochs": 2, "shuffle": True, "seed": 7}
+    return grain.samplers.IndexSampler(**defaults | options)
+
+
+def data_loader(
+    sampler: Any,
+    shard_index: int,
+    shard_count: int,
+    worker_count: int = 0,
+    drop_remainder: bool = False,
+    transform: grain.transforms.Map = MIX,
+) -> grain.DataLoader:
+    batch = grain.transforms.Batch(BATCH_SIZE, drop_remainder=drop_remainder)
+    return grain.DataLoader(
+        data_source=records(),
+        sampler=sampler,
+        operations=[gm.RecordSeed(), KeepSeed(), batch, transform],
+        shard_options=grain.sharding.ShardOptions(shard_index, shard_count),
+        worker_count=worker_count,
+    )
+
+
+@dataclasses.dataclass
+class Share:
+    """What Grain has worker w of host h read, of W and H: its host's elements w, w + W, ...
+
+    With it, no processes are needed. `test_share_is_what_worker_processes_read` confirms it.
+    """
+
+    sampler: Any
+    w: int
+    workers: int
+    h: int
+    hosts: int
+
+    def __len__(self) -> int:
+        return len(range(self.w, len(self.sampler) // self.hosts, self.workers))
+
+    def __getitem__(self, k: int) -> grain.RecordMetadata:
+        return self.sampler[(self.w + k * self.workers) * self.hosts + self.h]
+
+
+def readers(
+    sampler: Any, hosts: int, workers: int, paired: bool = True, **options: Any
+) -> list[list[Batch]]:
+    """The batches of each worker of each host: worker 0 of all hosts first."""
+    if paired:
+        sampler = PairedSampler(sampler, shard_count=hosts, worker_count=workers)
+    workers = max(workers, 1)
+    return [
+        list(data_loader(Share(sampler, w, workers, h, hosts), 0, 1, **options))
+        for w in range(workers)
+        for h in range(hosts)
+    ]
+
+
+def mixed(batches: list[Batch]) -> collections.Counter[tuple[int, int, bytes, bytes]]:
+    """The records of these batches, with their bytes, in no order."""
+    return collections.Counter(
+        (int(i), int(seed), image.tobytes(), label.tobytes())
+        for batch in batches
+        for i, seed, image, label in zip(
+            *(batch[key] for key in ("id", "seed", "image", "label")), strict=True
+        )
+    )
+
+
+def flat(nested: list[list[Batch]]) -> list[Batch]:
+    return list(itertools.chain.from_iterable(nested))
+
+
+def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert a.keys() == b.keys()
+        for key in b:
+            np.testing.assert_array_equal(a[key], b[key], key, strict=True)
+
+
+# --- mixed records --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "mode", "topologies"),
+    [
+        (index_sampler(), "elem", TOPOLOGIES),
+        (index_sampler(shuffle=False), "elem", TOPOLOGIES),
+        (grain.samplers.SequentialSampler(RECORDS, seed=7), "elem", TOPOLOGIES),
+        (index_sampler(), "pair", [(1, 2), (2, 0), (4, 3)]),
+    ],
+    ids=["shuffled", "in order", "SequentialSampler", "mode pair"],
+)
+def test_same_mixed_records(sampler: Any, mode: str, topologies: list[tuple[int, int]]) -> None:
+    transform = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS, mode=mode)
+    [batches] = readers(sampler, 1, 0, transform=transform)
+    epochs = len(sampler) // RECORDS
+    size = RECORDS // BATCH_SIZE
+    expected = [mixed(batches[e * size : (e + 1) * size]) for e in range(epochs)]
+    for epoch in expected:
+        assert len(epoch) == RECORDS
+        assert {i for i, *_ in epoch} == set(range(RECORDS))
+    assert not set.intersection(*map(set, expected)) or epochs == 1
+
+    for hosts, workers in topologies:
+        each = readers(sampler, hosts, workers, transform=transform)
+        for e in range(epochs):
+            part = size // len(each)
+            epoch = flat([batches[e * part : (e + 1) * part] for batches in each])
+            assert mixed(epoch) == expected[e], (hosts, workers, e)
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 2), (2, 0), (4, 3)])
+def test_without_it_they_differ(hosts: int, workers: int) -> None:
+    expected = mixed(flat(readers(index_sampler(), 1, 0, paired=False)))
+    other = mixed(flat(readers(index_sampler(), hosts, workers, paired=False)))
+    assert {(i, seed) for i, seed, *_ in other} == {(i, seed) for i, seed, *_ in expected}
+    assert other != expected
+
+
+def test_one_reader_changes_nothing() -> None:
+    [paired] = readers(index_sampler(), 1, 0)
+    [plain] = readers(index_sampler(), 1, 0, paired=False)
+    assert_same(paired, plain)
+
+
+@pytest.mark.parametrize("num_records", [143, 100, 95])
+def test_incomplete_batches_dropped(num_records: int) -> None:
+    """Whatever the length, what comes out with drop_remainder is mixed as anywhere else."""
+    sampler = index_sampler(num_records=num_records)
+    expected = mixed(flat(readers(sampler, 1, 0)))
+    for hosts, workers in TOPOLOGIES:
+        some = mixed(flat(readers(sampler, hosts, workers, drop_remainder=True)))
+        assert some <= expected, (hosts, workers)
+        dropped = 2 * num_records - some.total()
+        assert dropped < BATCH_SIZE * hosts * max(workers, 1) + hosts
+
+
+@pytest.mark.parametrize(("host", "hosts", "workers"), [(0, 1, 2), (1, 2, 3)])
+def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int) -> None:
+    share = readers(index_sampler(), hosts, workers)[host::hosts]
+    turns = flat([list(turn) for turn in zip(*share, strict=True)])
+    sampler = PairedSampler(index_sampler(), shard_count=hosts, worker_count=workers)
+    assert_same(data_loader(sampler, host, hosts, workers), turns)
+
+
+# --- the permutation ------------------------------------------------------------------------------
+
+lengths = st.integers(1, 400)
+shard_counts = st.integers(1, 7)
+worker_counts = st.integers(0, 5)
+
+
+@hypothesis.given(lengths, shard_counts, worker_counts)
+def test_permutation(length: int, hosts: int, workers: int) -> None:
+    plain = grain.samplers.SequentialSampler(length, seed=3)
+    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
+    assert len(sampler) == length
+    order = [record.record_key for record in sampler]  # ends at the first IndexError
+    assert sorted(order) == list(range(length))
+
+    count = hosts * max(workers, 1)
+    blocks, rest = divmod(length, 2 * count)
+    pairs = max(rest - count, 0)
+    for g in range(count):
+        own = order[g::count]
+        expected = [2 * (count * b + g) + k for b in range(blocks) for k in (0, 1)]
+        if g < pairs:
+            expected += [length - rest + 2 * g, length - rest + 2 * g + 1]
+        elif g < rest:
+            expected += [length - rest + pairs + g]
+        assert own == expected
+        # In short: neighbours are pairs, and only the last may be alone.
+        assert all(a % 2 == 0 and b == a + 1 for a, b in zip(own[::2], own[1::2], strict=False))
+
+
+@hypothesis.given(st.integers(0, sys.maxsize - 1), shard_counts, worker_counts)
+@pytest.mark.parametrize("plain", [index_sampler(num_epochs=None), index_sampler()])
+def test_records_keep_what_they_have(plain: Any, index: int, hosts: int, workers: int) -> None:
+    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
+    index %= len(sampler)
+    record = sampler[index]
+    expected = plain[record.index]
+    assert abs(record.index - index) < 2 * hosts * max(workers, 1)
+    assert record.record_key == expected.record_key
+    assert record.rng.integers(2**32) == expected.rng.integers(2**32)
+
+
+# --- samplers of all kinds ------------------------------------------------------------------------
+
+
+class OwnSampler:
+    """As little as Grain asks for; endless if there is no length."""
+
+    def __init__(self, length: int | None) -> None:
+        self.length = length
+        self.lookups = 0
+
+    def __getitem__(self, index: int) -> grain.RecordMetadata:
+        self.lookups += 1
+        if self.length is not None and index >= self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng(index)
+        return grain.RecordMetadata(index=index, record_key=index % RECORDS, rng=rng)
+
+    def __repr__(self) -> str:
+        return f"OwnSampler({self.length})"
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 100, 1000, sys.maxsize - 1])
+def test_sampler_without_length(length: int) -> None:
+    own = OwnSampler(length)
+    sampler = PairedSampler(own, shard_count=2, worker_count=3)
+    assert len(sampler) == length
+    assert len(sampler) == length
+    assert own.lookups < 100
+    if length == 100:
+        usual = grain.samplers.SequentialSampler(length, seed=3)
+        usual = PairedSampler(usual, shard_count=2, worker_count=3)
+        assert [record.index for record in sampler] == [record.index for record in usual]
+        batches = flat([list(data_loader(sampler, host, 2)) for host in range(2)])
+        assert {i for i, *_ in mixed(batches)} == set(range(100))
+
+
+@pytest.mark.parametrize("endless", [index_sampler(num_epochs=None), OwnSampler(None)])
+def test_endless(endless: Any) -> None:
+    sampler = PairedSampler(endless, shard_count=2, worker_count=2)
+    assert len(sampler) == sys.maxsize
+    assert sampler[sys.maxsize - 100].index in range(sys.maxsize - 108, sys.maxsize - 92)
+    steps = 3 * RECORDS // 2 // BATCH_SIZE
+    loaders = [data_loader(sampler, host, 2) for host in range(2)]
+    seen = [i for loader in loaders for b in itertools.islice(loader, steps) for i in b["id"]]
+    assert collections.Counter(seen) == dict.fromkeys(range(RECORDS), 3)
+
+
+@pytest.mark.parametrize("index", [-1, -RECORDS, 2 * RECORDS, 2 * RECORDS + 5, sys.maxsize])
+def test_out_of_range(index: int) -> None:
+    sampler = PairedSampler(index_sampler(), shard_count=2, worker_count=3)
+    with pytest.raises(IndexError, match=rf"index {index}; expected 0 <= index < {2 * RECORDS}"):
+        sampler[index]
+    with pytest.raises(IndexError):
+        index_sampler()[index]
+
+
+# --- state ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (3, 0), (2, 2)])
+def test_state(hosts: int, workers: int, rng: np.random.Generator) -> None:
+    def start() -> Any:
+        plain = index_sampler(num_records=RECORDS // 4)
+        sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
+        return iter(data_loader(sampler, hosts - 1, hosts, workers))
+
+    # The first half, so that no worker gets to the end and has to start again.
+    iterator = start()
+    half = RECORDS // 4 // hosts // BATCH_SIZE
+    states, expected = [], []
+    for _ in range(half):
+        states.append(iterator.get_state())
+        expected.append({key: np.array(value) for key, value in next(iterator).items()})
+    # Forth and back in one iterator, two batches each time so that the way on is seen as well.
+    for i in rng.permutation(half - 1):
+        iterator.set_state(states[i])
+        assert_same([next(iterator), next(iterator)], expected[i : i + 2])
+    # In fresh ones, to the end. Processes take long to start, so these go once.
+    for i in [5] if workers else range(half):
+        fresh = start()
+        fresh.set_state(states[i])
+        rest = list(fresh)
+        assert len(rest) == 2 * half - i
+        assert_same(rest[: half - i], expected[i:])
+
+
+def test_repr() -> None:
+    parts = [
+        {"sampler": sampler, "shard_count": hosts, "worker_count": workers}
+        for sampler in (index_sampler(), index_sampler(seed=8), OwnSampler(3), OwnSampler(None))
+        for hosts in (1, 2)
+        for workers in (0, 1, 2)
+    ]
+    reprs = [repr(PairedSampler(**part)) for part in parts]
+    assert len(set(reprs)) == len(parts)
+    copies = [pickle.loads(pickle.dumps(PairedSampler(**part))) for part in parts]
+    assert list(map(repr, copies)) == reprs
+    assert reprs[0] == f"PairedSampler(sampler={index_sampler()!r}, shard_count=1, worker_count=0)"
+
+
+def test_state_of_another_sampler_is_refused() -> None:
+    def start(shard_count: int) -> Any:
+        sampler = PairedSampler(index_sampler(), shard_count=shard_count)
+        return iter(data_loader(sampler, 0, shard_count))
+
+    state = start(2).get_state()
+    start(2).set_state(state)
+    with pytest.raises(ValueError, match="Sampler in checkpoint does not match"):
+        start(3).set_state(state)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+SHARDED = index_sampler(shard_options=grain.sharding.ShardOptions(1, 2))
+BAD = [
+    ({"sampler": 100}, TypeError, "sampler=100; expected a Grain sampler; pass one like"),
+    ({"sampler": grain.samplers.IndexSampler}, TypeError, "expected a Grain sampler"),
+    ({"sampler": SHARDED}, ValueError, "shards of its own; .* give shard_options to the grain.D"),
+    ({"shard_count": 0}, ValueError, "shard_count=0; expected an int from 1; pass the number"),
+    ({"shard_count": 2.0}, TypeError, "shard_count=2.0; expected an int from 1"),
+    ({"shard_count": True}, TypeError, "shard_count=True; expected an int from 1"),
+    ({"worker_count": -1}, ValueError, "worker_count=-1; expected an int from 0; pass the number"),
+    ({"worker_count": None}, TypeError, "worker_count=None; expected an int from 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=str)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = {"sampler": index_sampler(), "shard_count": np.int64(2), "worker_count": 0}
+    PairedSampler(**good)
+    with pytest.raises(error, match=rf"^PairedSampler: .*{message}"):
+        PairedSampler(**good | change)
+
+
+def test_trivial_shards_pass() -> None:
+    options = grain.sharding.ShardOptions(0, 1)
+    sampler = PairedSampler(index_sampler(shard_options=options), shard_count=2)
+    assert len(sampler) == 2 * RECORDS
+
+
+def test_loader_needs_shard_options() -> None:
+    sampler = PairedSampler(index_sampler(), shard_count=2)
+    with pytest.raises(ValueError, match="pass shard options to the DataLoader"):
+        grain.DataLoader(data_source=records(), sampler=sampler)
