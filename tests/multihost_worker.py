@@ -1,0 +1,119 @@
+"""One of the processes that `test_multihost.py` starts: trains in a loop and tells what it saw.
+
+python multihost_worker.py '{"count": 1, "output": "seen.json", ...}'
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import grain_mix as gm
+
+RECORDS = 320
+CLASSES = 10
+
+
+class Records:
+    """Tiny random images; at module level, where Grain's worker processes find it."""
+
+    def __len__(self) -> int:
+        return RECORDS
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = np.random.default_rng(index).integers(256, size=(8, 6, 3), dtype=np.uint8)
+        return {"image": image, "label": index % CLASSES}
+
+
+def main(config: dict[str, Any]) -> None:
+    if config["count"] > 1:
+        jax.distributed.initialize(config["coordinator"], config["count"], config["id"])
+    assert jax.process_count() == config["count"]
+
+    grid = (-1, config["replicas"])
+    devices = np.array(jax.devices()).reshape(grid)
+    mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    batches = iter(load(config, NamedSharding(mesh, PartitionSpec("data"))))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    params = {"kernel": jnp.zeros((8 * 6 * 3, CLASSES)), "bias": jnp.zeros(CLASSES)}
+    state = jax.device_put((params, optimizer.init(params)), everywhere)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
+    def train_step(state: Any, batch: Any) -> Any:
+        def mean_loss(params: Any) -> jax.Array:
+            pixels = batch["image"].reshape(len(batch["image"]), -1) / 255 - 0.5
+            logits = pixels @ params["kernel"] + params["bias"]
+            return optax.softmax_cross_entropy(logits, batch["label"]).mean()
+
+        params, moments = state
+        updates, moments = optimizer.update(jax.grad(mean_loss)(params), moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    # Nothing in this loop waits for a device, so both threads run as far ahead as they can.
+    seen = []
+    for _ in range(config["steps"]):
+        batch = next(batches)
+        state = train_step(state, batch)
+        seen.append(batch)
+    batches.close()
+
+    params = jax.device_get(state[0])
+    report = {
+        "records": [digests(batch) for batch in seen],
+        "params": {key: value.tolist() for key, value in params.items()},
+        "params_bytes": {key: value.tobytes().hex() for key, value in params.items()},
+    }
+    pathlib.Path(config["output"]).write_text(json.dumps(report))
+
+
+def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
+    shard_options = grain.sharding.ShardByJaxProcess()
+    sampler = grain.samplers.IndexSampler(RECORDS, shuffle=True, seed=5)
+    loader = grain.DataLoader(
+        data_source=Records(),
+        sampler=gm.PairedSampler(
+            sampler, shard_count=shard_options.shard_count, worker_count=config["workers"]
+        ),
+        operations=[
+            gm.RecordSeed(),
+            grain.transforms.Batch(config["batch_size"] // config["count"], drop_remainder=True),
+        ],
+        shard_options=shard_options,
+        worker_count=config["workers"],
+    )
+    mix = gm.MixBatch(num_classes=CLASSES, sharding=sharding)
+    return grain.experimental.ThreadPrefetchIterDataset(
+        gm.LoaderDataset(loader).map(mix), prefetch_buffer_size=4
+    )
+
+
+def digests(batch: dict[str, jax.Array]) -> list[str]:
+    """A digest of each record that lies on this process's devices, whichever of them hold it."""
+    found: dict[int, str] = {}
+    shards = zip(*(batch[key].addressable_shards for key in ("image", "label")), strict=True)
+    for image, label in shards:
+        assert image.index[0] == label.index[0]
+        first = image.index[0].start or 0
+        for i, (pixels, weights) in enumerate(
+            zip(np.asarray(image.data), np.asarray(label.data), strict=True)
+        ):
+            digest = hashlib.sha256(pixels.tobytes() + weights.tobytes()).hexdigest()[:16]
+            assert found.setdefault(first + i, digest) == digest, "replicas differ"
+    return [found[row] for row in sorted(found)]
+
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
+    main(json.loads(sys.argv[1]))
