@@ -83,6 +83,7 @@ def main() -> None:
     loss = np.nan
     for step in range(start + 1, args.steps + 1):
         batch = next(batches)
+        jax.block_until_ready(loss)  # one step ahead is enough, and XLA's CPU client hangs on many
         state, loss = train_step(state, batch)
         log.write(step, loss, batch)
         bar.update()

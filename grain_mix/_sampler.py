@@ -54,15 +54,15 @@ class PairedSampler:
         TypeError, ValueError: a parameter that cannot be, on construction.
         IndexError: an index below 0 or beyond the end.
 
-    >>> sampler = grain.samplers.SequentialSampler(9)
+    >>> sampler = grain.samplers.SequentialSampler(10)
     >>> [record.index for record in PairedSampler(sampler, shard_count=2)]
-    [0, 2, 1, 3, 4, 6, 5, 7, 8]
+    [0, 2, 1, 3, 4, 6, 5, 7, 8, 9]
 
-    Of these, host 0 gets every other, (0, 1), (4, 5), 8, and host 1 the rest, (2, 3), (6, 7).
+    Of these, host 0 gets every other, (0, 1), (4, 5) and 8; host 1 gets (2, 3), (6, 7) and 9.
 
     >>> shard_options = grain.sharding.ShardByJaxProcess()
     >>> loader = grain.DataLoader(
-    ...     data_source=range(9),
+    ...     data_source=range(10),
     ...     sampler=PairedSampler(sampler, shard_count=shard_options.shard_count, worker_count=2),
     ...     shard_options=shard_options,
     ...     worker_count=2,

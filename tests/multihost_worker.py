@@ -58,15 +58,20 @@ def main(config: dict[str, Any]) -> None:
             return optax.softmax_cross_entropy(logits, batch["label"]).mean()
 
         params, moments = state
-        updates, moments = optimizer.update(jax.grad(mean_loss)(params), moments, params)
-        return optax.apply_updates(params, updates), moments
+        loss, gradients = jax.value_and_grad(mean_loss)(params)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
 
-    # Nothing in this loop waits for a device, so both threads run as far ahead as they can.
     seen = []
+    losses: list[jax.Array] = []
     for _ in range(config["steps"]):
         batch = next(batches)
-        state = train_step(state, batch)
+        state, loss = train_step(state, batch)
         seen.append(batch)
+        losses.append(loss)
+        # XLA's CPU client takes 32 programs a device. Once that many wait, a host of few cores may
+        # have no thread left for the one that the others' collective waits for (JAX 0.10.2).
+        jax.block_until_ready(losses[-4:][0])
     batches.close()
 
     params = jax.device_get(state[0])

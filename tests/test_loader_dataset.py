@@ -8,7 +8,7 @@ import multiprocessing
 import pathlib
 import pickle
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grain
@@ -71,6 +71,16 @@ def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
 
 def worker_processes() -> int:
     return len(multiprocessing.active_children())
+
+
+@pytest.fixture(autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Python 3.12 warns if one worker's semaphores go while another starts.
+
+    https://github.com/python/cpython/issues/109629
+    """
+    yield
+    gc.collect()
 
 
 # --- batches --------------------------------------------------------------------------------------
