@@ -1,7 +1,7 @@
 """Where the examples get their records: TFDS, read by random access and without TensorFlow.
 
-`photographs` works offline: it cuts crops out of pictures that scikit-image and scikit-learn bring
-along when they are installed. `cifar10` is the real thing, downloaded only when asked.
+`photographs` and `digits` work offline: scikit-image and scikit-learn bring the pictures along when
+they are installed. `cifar10` is the real thing, downloaded only when asked.
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import importlib.resources
 import io
 import pathlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -30,12 +31,12 @@ class Dataset(NamedTuple):
 def photographs(data_dir: pathlib.Path | None = None, split: str = "train") -> Dataset:
     """Random crops of ten photographs, one class each: 1600 in "train", 400 in "test"."""
     builder = Photographs(data_dir=data_dir or CACHE)
-    if not _is_prepared(builder):
-        print(f"Cutting crops out of {len(PICTURES)} photographs into {builder.data_path}")
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS speaks of downloading
-            _prepare(builder)
-    return Dataset(builder.as_data_source(split), tuple(builder.info.features["label"].names))
+    return _open_offline(builder, split, f"Cutting crops out of {len(PICTURES)} photographs")
+
+
+def digits(data_dir: pathlib.Path | None = None, split: str = "train") -> Dataset:
+    """The handwritten digits of scikit-learn, 8 by 8 and grey: 1437 in "train", 360 in "test"."""
+    return _open_offline(Digits(data_dir=data_dir or CACHE), split, "Writing scikit-learn's digits")
 
 
 def cifar10(
@@ -105,6 +106,32 @@ class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 yield f"{name}-{i}", {"image": np.asarray(crop), "label": name}
 
 
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Every fifth digit is for the test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8, encoding="bytes")
+        label = tfds.features.ClassLabel(num_classes=10)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {
+            "train": self._generate_examples(lambda i: i % 5 != 0),
+            "test": self._generate_examples(lambda i: i % 5 == 0),
+        }
+
+    def _generate_examples(
+        self, belongs: Callable[[int], bool]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        images, labels = sklearn.datasets.load_digits(return_X_y=True)
+        images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+        for i in filter(belongs, range(len(images))):
+            yield i, {"image": images[i], "label": int(labels[i])}
+
+
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     """TFDS's CIFAR-10, file for file, but unpacked and written without TensorFlow."""
 
@@ -147,6 +174,15 @@ class _PngRecords:
         record = self.source[index]
         image = np.asarray(Image.open(io.BytesIO(record["image"])))
         return {"image": image, "label": record["label"]}
+
+
+def _open_offline(builder: tfds.core.DatasetBuilder, split: str, preparing: str) -> Dataset:
+    if not _is_prepared(builder):
+        print(f"{preparing} into {builder.data_path}")
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS speaks of downloading
+            _prepare(builder)
+    return Dataset(builder.as_data_source(split), tuple(builder.info.features["label"].names))
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

@@ -23,19 +23,15 @@ import subprocess
 import sys
 import time
 import zlib
-from typing import Any
 
 import data
-import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
+import training
 from absl import flags
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import grain_mix as gm
@@ -52,48 +48,28 @@ def main() -> None:
         platform = jax.default_backend()
         print(f"processes: {jax.process_count()}, devices: {jax.device_count()} ({platform})")
 
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-    over_all = NamedSharding(mesh, PartitionSpec("data"))
-    on_each = NamedSharding(mesh, PartitionSpec())
-
     records, names = prepare(args.data_dir)
-    batches = iter(load(records, len(names), over_all, args))
-
-    graph, params = nnx.split(Net(len(names), nnx.Rngs(args.seed)))
-    optimizer = optax.adam(3e-3)
-    state = jax.device_put({"params": params, "optimizer": optimizer.init(params)}, on_each)
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=on_each)
-    def train_step(state: Any, batch: Any) -> Any:
-        def mean_loss(params: Any) -> jax.Array:
-            logits = nnx.merge(graph, params)(batch["image"])
-            return jnp.mean(optax.softmax_cross_entropy(logits, batch["label"]))
-
-        loss, gradients = jax.value_and_grad(mean_loss)(state["params"])
-        updates, moments = optimizer.update(gradients, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "optimizer": moments}, loss
-
-    checkpoints = Checkpoints(args)
-    start, state = checkpoints.restore(state, batches)
-    if is_first and start:
-        print(f"resumed after step {start}")
+    mix = gm.MixBatch(num_classes=len(names), sharding=training.over_devices("data"))
+    run = training.Training(
+        training.Net(records[0]["image"].shape, len(names), nnx.Rngs(args.seed)),
+        optax.adam(1e-3),
+        training.load(
+            records, mix, batch_size=args.batch_size, seed=args.seed, workers=args.workers
+        ),
+        checkpoints=args.checkpoint_dir,
+        save_every=args.checkpoint_every,
+    )
+    if is_first and run.step:
+        print(f"resumed after step {run.step}")
     log = Log(args.log_dir)
-    bar = tqdm(initial=start, total=args.steps, disable=None if is_first else True)
-    loss = np.nan
-    for step in range(start + 1, args.steps + 1):
-        batch = next(batches)
-        jax.block_until_ready(loss)  # one step ahead is enough, and XLA's CPU client hangs on many
-        state, loss = train_step(state, batch)
-        log.write(step, loss, batch)
-        bar.update()
-        if checkpoints.save(step, state, batches):
-            break
-    bar.close()
-    batches.close()
-    checkpoints.close()
+    loss = None
+    with tqdm(initial=run.step, total=args.steps, disable=None if is_first else True) as bar:
+        for batch, loss in run.run(args.steps):
+            log.write(run.step, loss, batch)
+            bar.update()
+    run.close()
     if is_first:
-        print(f"loss {float(loss):.4f} after step {step}" if start < args.steps else "nothing left")
+        print("nothing left" if loss is None else f"loss {float(loss):.4f} after step {run.step}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -163,7 +139,7 @@ def start_locally(count: int, devices: int) -> int:
             process.wait()
 
 
-# --- data ---------------------------------------------------------------------------------------
+# --- data and log -------------------------------------------------------------------------------
 
 
 def prepare(data_dir: pathlib.Path | None) -> data.Dataset:
@@ -173,98 +149,6 @@ def prepare(data_dir: pathlib.Path | None) -> data.Dataset:
             photographs = data.photographs(data_dir)
         multihost_utils.sync_global_devices(f"photographs {turn}")
     return photographs
-
-
-def load(
-    records: Any, num_classes: int, sharding: NamedSharding, args: argparse.Namespace
-) -> grain.IterDataset:
-    """Returns endless mixed batches, each spread over all devices."""
-    if args.batch_size % jax.process_count():
-        raise SystemExit(f"--batch-size {args.batch_size} for {jax.process_count()} processes")
-    shard_options = grain.sharding.ShardByJaxProcess()
-    sampler = grain.samplers.IndexSampler(len(records), shuffle=True, seed=args.seed)
-    batch = grain.transforms.Batch(args.batch_size // jax.process_count(), drop_remainder=True)
-    loader = grain.DataLoader(
-        data_source=records,
-        sampler=gm.PairedSampler(
-            sampler, shard_count=shard_options.shard_count, worker_count=args.workers
-        ),
-        operations=[gm.RecordSeed(), batch],
-        shard_options=shard_options,
-        worker_count=args.workers,
-    )
-    # Behind the workers, which have no devices, and ahead of the train step.
-    mix = gm.MixBatch(num_classes=num_classes, sharding=sharding)
-    mixed = gm.LoaderDataset(loader).map(mix)
-    return grain.experimental.ThreadPrefetchIterDataset(mixed, prefetch_buffer_size=2)
-
-
-# --- model --------------------------------------------------------------------------------------
-
-
-class Net(nnx.Module):
-    """Two convolutions."""
-
-    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
-        self.first = nnx.Conv(3, 16, (5, 5), strides=4, rngs=rngs)
-        self.second = nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs)
-        self.head = nnx.Linear(32, num_classes, rngs=rngs)
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns logits `[B, K]` for images `[B, H, W, 3]`."""
-        x = nnx.relu(self.first(images / 127.5 - 1))
-        x = nnx.relu(self.second(x))
-        return self.head(x.mean(axis=(1, 2)))
-
-
-# --- checkpoints and log ------------------------------------------------------------------------
-
-
-class Checkpoints:
-    """Parameters, optimizer state and each process's place in the data, saved together."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._manager: Any = None
-        if args.checkpoint_dir:
-            options = ocp.CheckpointManagerOptions(
-                save_interval_steps=args.checkpoint_every,
-                save_on_steps=[args.steps],
-                max_to_keep=2,
-            )
-            self._manager = ocp.CheckpointManager(args.checkpoint_dir.absolute(), options=options)
-
-    def restore(self, state: Any, batches: grain.DatasetIterator) -> tuple[int, Any]:
-        """Returns the last checkpoint's step and state, and moves `batches` there."""
-        step = self._manager and self._manager.latest_step()
-        if step is None:
-            return 0, state
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like),
-                batches=grain.checkpoint.CheckpointRestore(batches),
-            ),
-        )
-        return step, restored.state
-
-    def save(self, step: int, state: Any, batches: grain.DatasetIterator) -> bool:
-        """Saves when it is time; tells whether to stop, as a launcher asks with SIGTERM."""
-        if self._manager is None:
-            return False
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                batches=grain.checkpoint.CheckpointSave(batches),
-            ),
-        )
-        return bool(self._manager.reached_preemption(step))
-
-    def close(self) -> None:
-        """Waits for what is still being written."""
-        if self._manager:
-            self._manager.close()
 
 
 class Log:

@@ -6,7 +6,6 @@ prints a summary and writes `quickstart.png`; the first run also prepares the ph
 """
 
 import argparse
-import io
 import itertools
 import pathlib
 import time
@@ -16,10 +15,10 @@ from typing import Any
 import data
 import grain
 import numpy as np
+import picture
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import Image
 
 import grain_mix as gm
 
@@ -137,10 +136,7 @@ def draw_picture(rows: Mapping[str, Batch], names: Sequence[str], path: pathlib.
         for tile, image, label in zip(tiles, batch["image"], batch["label"], strict=False):
             tile.imshow(image)
             tile.set_title(describe(label, names), fontsize=9.5, linespacing=1.15)
-    drawn = io.BytesIO()
-    figure.savefig(drawn)
-    # 256 colours, hardly to be told from all of them, make the file a third as large.
-    Image.open(drawn).convert("RGB").quantize(256, kmeans=2).save(path, "PNG", optimize=True)
+    picture.save(figure, path)
 
 
 def describe(label: np.ndarray, names: Sequence[str]) -> str:

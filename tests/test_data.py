@@ -1,5 +1,6 @@
 """Where the examples get their records: what TFDS prepared, and never the network unasked."""
 
+import collections
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 import data
 import numpy as np
 import pytest
+import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def noise() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+def noise(split: str) -> np.ndarray:
+    count, seed = {"train": (128, 0), "test": (32, 1)}[split]
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
 class LookAlike(tfds.image_classification.Cifar10, skip_registration=True):
@@ -24,24 +27,29 @@ class LookAlike(tfds.image_classification.Cifar10, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         self.info.features["label"].names = NAMES
-        return {"train": self._generate_examples("train_", "")}
+        return {split: self._generate_examples(split, "") for split in ("train", "test")}
 
     def _generate_examples(self, prefix: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, pixels in enumerate(noise()):
+        for i, pixels in enumerate(noise(prefix)):
             # A PIL image, since TFDS encodes arrays with TensorFlow.
-            yield i, {"id": f"{prefix}{i:05d}", "image": Image.fromarray(pixels), "label": i % 10}
+            yield i, {"id": f"{prefix}_{i:05d}", "image": Image.fromarray(pixels), "label": i % 10}
 
 
-def test_cifar10_as_tfds_prepares_it(tmp_path: pathlib.Path) -> None:
+def prepare_look_alike(folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()
-    LookAlike(data_dir=tmp_path).download_and_prepare(file_format="array_record")
-    records, names = data.cifar10(tmp_path)
+    LookAlike(data_dir=folder).download_and_prepare(file_format="array_record")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar10_as_tfds_prepares_it(split: str, tmp_path: pathlib.Path) -> None:
+    prepare_look_alike(tmp_path)
+    records, names = data.cifar10(tmp_path, split)
     assert list(names) == NAMES
     read = [records[i] for i in range(len(records))]
     assert all(record.keys() == {"image", "label"} for record in read)
     # TFDS shuffles when it writes.
     labels = {record["image"].tobytes(): record["label"] for record in read}
-    assert labels == {pixels.tobytes(): i % 10 for i, pixels in enumerate(noise())}
+    assert labels == {pixels.tobytes(): i % 10 for i, pixels in enumerate(noise(split))}
 
 
 def test_unprepared_cifar10_leaves_the_network_alone(
@@ -52,3 +60,19 @@ def test_unprepared_cifar10_leaves_the_network_alone(
         data.cifar10(tmp_path)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_digits(tmp_path: pathlib.Path) -> None:
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    expected = collections.Counter()
+    for image, label in zip(images, labels, strict=True):
+        expected[np.rint(image * 255 / 16).astype(np.uint8).tobytes(), label] += 1
+    found = collections.Counter()
+    for split, size in {"train": 1437, "test": 360}.items():
+        records, names = data.digits(tmp_path, split)
+        assert list(names) == [str(i) for i in range(10)]
+        assert len(records) == size
+        for i in range(size):
+            assert records[i]["image"].shape == (8, 8, 1)
+            found[records[i]["image"].tobytes(), records[i]["label"]] += 1
+    assert found == expected

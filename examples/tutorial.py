@@ -1,0 +1,512 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # MixUp and CutMix in a Grain pipeline
+#
+# You know Grain's basics: a source of records, a sampler, operations, `Batch`. In about 20 minutes
+# you will have seen what MixUp and CutMix do to pictures and labels, how to choose α, and how mixed
+# batches get into a Flax NNX train step on all your devices.
+#
+# This page is a script, too: `python examples/tutorial.py` prints what you see here and writes the
+# four figures as files into the current folder. It needs `pip install "grain-mix[examples]"`, and
+# for the notebook Jupyter.
+
+# %%
+import pathlib
+
+import data  # examples/data.py: data sets by way of TFDS
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import picture  # examples/picture.py: stores what is drawn
+from absl import flags
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
+from scipy import stats
+
+import grain_mix as gm
+
+jax.config.update("jax_num_cpu_devices", 2)  # to have devices to share among, without a GPU
+flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
+
+# %% [markdown]
+# ## Why mix batches, not records
+#
+# Mixing needs two records. A transform of single records would have to fetch the second one
+# itself; a transform of batches already has it. The batch was shuffled, so the neighbour is as good
+# a partner as any.
+#
+# | | record by record, before `Batch` | batch by batch, after `Batch` |
+# |---|---|---|
+# | partner | a second read and a second decode | already there: records 2k and 2k + 1 pair up |
+# | work | Python, once a record | one compiled function, once a batch |
+# | place | a worker's CPU | CPU, or all GPUs and TPUs of a `jax.sharding.Sharding` |
+# | labels | every record has to carry soft labels | class ids come in, soft labels go out |
+# | randomness | the record's generator | the record's generator, taken along as one `uint32` |
+#
+# That last line is what `gm.RecordSeed()` is for. Grain's sampler gives each record a seed of its
+# own; `RecordSeed` keeps one number of it in the record, and `Batch` stacks these like any other
+# field. All that is drawn later is a function of that number, so a record meets the same λ and the
+# same box whatever the batch size, the number of workers, or where a run was interrupted.
+
+# %%
+element = {"image": np.zeros((8, 8, 3), np.uint8), "label": 3}
+print(gm.RecordSeed().random_map(element, np.random.default_rng(0)).keys())
+
+# %% [markdown]
+# ## The formulas
+#
+# [MixUp](https://arxiv.org/abs/1710.09412) blends two records $(x, y)$ and $(x', y')$, labels one-hot:
+#
+# $$\tilde x = \lambda x + (1 - \lambda)\, x', \qquad
+#   \tilde y = \lambda y + (1 - \lambda)\, y', \qquad \lambda \sim \mathrm{Beta}(\alpha, \alpha).$$
+#
+# [CutMix](https://arxiv.org/abs/1905.04899) pastes a box of the partner, $M = 0$ inside it and 1
+# outside:
+#
+# $$\tilde x = M \odot x + (1 - M) \odot x', \qquad
+#   \tilde y = \lambda' y + (1 - \lambda')\, y', \qquad \lambda' = \text{mean of } M.$$
+#
+# The box has a share of $1 - \lambda$ of the area and its centre anywhere, so it may be cut off at
+# the border. The label's weight is $\lambda'$: the pixels that were kept, counted. The two formulas
+# are there by themselves, without any randomness:
+
+# %%
+images = jnp.stack([jnp.zeros((4, 6)), jnp.ones((4, 6))])
+partner = jnp.array([1, 0])
+print(gm.mixup(images, jnp.array([0.75, 0.5]), partner)[0])
+
+# %%
+box = jnp.array([[[0, 2], [3, 6]], [[0, 0], [0, 0]]])  # [record, axis, (start, stop)]
+print(gm.cutmix(images, box, partner, spatial_axes=(1, 2))[0])
+
+# %% [markdown]
+# ## Coming from PyTorch
+#
+# | timm, torchvision | here |
+# |---|---|
+# | `Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=K)` on each batch in the train loop | `gm.MixBatch(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=K)` in the loader's operations |
+# | `mode="batch"` is the default: one λ for all | `mode="elem"` is: each record its own; `"pair"` and `"batch"` are there |
+# | `label_smoothing=0.1` is the default | 0.0 is; the same meaning |
+# | `v2.RandomChoice([v2.CutMix(num_classes=K), v2.MixUp(num_classes=K)])` | `gm.MixBatch(num_classes=K)`; odds by `switch_prob` |
+# | the batch is float already | `uint8` stays `uint8`, exactly rounded |
+# | the batch mixed with itself, flipped or rolled | neighbours pair up; an odd last one takes the one before it |
+# | random numbers from a global generator | from the sampler's seeds |
+# | `SoftTargetCrossEntropy()` | `optax.softmax_cross_entropy` |
+#
+# ## Coming from TensorFlow and Keras
+#
+# | `tf.data`, Keras | here |
+# |---|---|
+# | `dataset.batch(128).map(keras.layers.MixUp(alpha=0.2))` | `[gm.RecordSeed(), grain.transforms.Batch(128), gm.MixUpBatch(alpha=0.2, num_classes=K)]` |
+# | `keras.layers.CutMix(factor=1.0)` | `gm.CutMixBatch(alpha=1.0, num_classes=K)` |
+# | `{"images": ..., "labels": ...}` | `{"image": ..., "label": ...}`, TFDS's names; change them with `image_key`, `label_key` |
+# | labels one-hot before | class ids and `num_classes`, or one-hot |
+# | zip a data set with its shuffled copy | nothing: a batch holds both sides |
+# | `tf.random` and stateful layers | no state: Grain's iterator state is the checkpoint |
+#
+# ## Records
+#
+# With CIFAR-10 prepared by TFDS, write `data.cifar10` here: the rest of the page stays as it is.
+# (`data.cifar10(download=True)`, once, prepares it.) Photographs that come with scikit-image and
+# scikit-learn need no download, nor do the 8 by 8 pixels of `data.digits`. All three are read through
+# TFDS from ArrayRecord files, without TensorFlow.
+
+# %%
+open_split = data.photographs
+records, names = open_split(split="train")
+print(f"{len(records)} records of {len(names)} classes: {', '.join(names)}")
+print({key: np.shape(value) for key, value in records[0].items()})
+
+
+# %% [markdown]
+# ## Normalise, and one-hot
+#
+# `Batch` comes after whatever belongs to single records: decode, crop, flip. Normalising may come
+# before or after mixing, since both formulas commute with it, up to rounding. After is cheaper:
+# `uint8` is a quarter of `float32` to copy and to mix, and the network can normalise on the device.
+#
+# Labels may be one-hot. But there is no need: class ids with `num_classes` become soft labels in the
+# mixing itself, and so a `[B, K]` array never travels from worker to trainer. The two ways agree:
+
+
+# %%
+def load(*operations, source=records, batch_size=64, seed=3):
+    """Returns one epoch of batches; `operations` come after `Batch`."""
+    sampler = grain.samplers.IndexSampler(len(source), shuffle=True, seed=seed, num_epochs=1)
+    return grain.DataLoader(
+        data_source=source,
+        sampler=sampler,
+        operations=[
+            gm.RecordSeed(),
+            grain.transforms.Batch(batch_size, drop_remainder=True),
+            *operations,
+        ],
+    )
+
+
+class OneHot(grain.transforms.Map):
+    """What `num_classes` spares you."""
+
+    def map(self, batch):
+        """Turns class ids `[B]` into rows of zeros with a one."""
+        return {**batch, "label": np.eye(len(names), dtype=np.float32)[batch["label"]]}
+
+
+from_ids = next(iter(load(gm.MixUpBatch(num_classes=len(names)))))
+from_rows = next(iter(load(OneHot(), gm.MixUpBatch())))
+print("the same labels:", np.array_equal(from_ids["label"], from_rows["label"]))
+
+# %% [markdown]
+# ## MixUp
+#
+# One transform behind `Batch`. The loader without it gives the same records in the same order, which
+# makes it easy to look at both.
+
+# %%
+mixup = gm.MixUpBatch(alpha=1.0, num_classes=len(names))
+originals = next(iter(load()))
+mixed = next(iter(load(mixup)))
+for key in originals:
+    after = f"{mixed[key].dtype} {mixed[key].shape}" if key in mixed else "used up"
+    print(f"{key:<9} {originals[key].dtype} {originals[key].shape} -> {after}")
+
+
+# %%
+def describe(label):
+    """Returns a soft label in words, the heaviest class first."""
+    order = np.argsort(-label, kind="stable")
+    return "\n".join(f"{label[k]:.2f} {names[k]}" for k in order if label[k] >= 0.005)
+
+
+def show(before, after, title, file):
+    """Draws eight records above what became of them."""
+    figure = Figure((12, 4.2), dpi=80, layout="constrained")
+    axes = figure.subplots(2, 8)
+    for column in range(8):
+        axes[0, column].imshow(before["image"][column], cmap="gray")
+        axes[0, column].set_title(names[before["label"][column]], fontsize=10)
+        axes[1, column].imshow(after["image"][column], cmap="gray")
+        axes[1, column].set_title(describe(after["label"][column]), fontsize=10)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.suptitle(f"Records (above), {title} (below)", fontsize=13)
+    return picture.save(figure, pathlib.Path(file))
+
+
+show(originals, mixed, "MixUp with α = 1", "tutorial_mixup.png")
+
+# %% [markdown]
+# Partners sit next to each other: the first picture is in the second and the second in the first,
+# each with its own λ. What was drawn can be asked for:
+
+# %%
+drawn = mixup.draw(originals["mix_seed"], originals["image"].shape)
+print("λ      ", *(f"{lam:.2f}" for lam in drawn.lam[:8]))
+print("partner", *drawn.partner[:8])
+
+# %% [markdown]
+# ## CutMix
+#
+# The same call with another transform. Below, the boxes have hard edges, and each label says how
+# much of the picture is whose, counted in pixels.
+
+# %%
+cutmix = gm.CutMixBatch(alpha=1.0, num_classes=len(names))
+pasted = next(iter(load(cutmix)))
+show(originals, pasted, "CutMix with α = 1", "tutorial_cutmix.png")
+
+# %%
+drawn = cutmix.draw(originals["mix_seed"], originals["image"].shape)
+(top, bottom), (left, right) = drawn.box[0]
+height, width = originals["image"].shape[1:3]
+kept = 1 - (bottom - top) * (right - left) / (height * width)
+print(f"rows {top} to {bottom}, columns {left} to {right}: {kept:.6f} of the pixels are kept")
+print(f"weight of the record's own class: {pasted['label'][0][originals['label'][0]]:.6f}")
+
+# %% [markdown]
+# ## α
+#
+# λ comes from Beta(α, α). Small α puts it near 0 or 1, so that most records hardly change; α = 1
+# makes all λ equally likely; larger α gathers it around one half. (λ and 1 − λ are alike here: a
+# record with λ = 0.1 is its partner, mixed with λ = 0.9.)
+
+# %%
+alphas = [0.2, 0.5, 1.0, 2.0]
+grid = np.linspace(0.004, 0.996, 249)
+seeds = np.random.default_rng(0).integers(2**32, size=20_000, dtype=np.uint32)
+figure = Figure((12, 7), dpi=80, layout="constrained")
+axes = figure.subplots(4, 7, width_ratios=[2.4] + [1] * 6)
+for row, alpha in zip(axes, alphas, strict=True):
+    transform = gm.MixUpBatch(alpha=alpha, num_classes=len(names))
+    lam = transform.draw(seeds, (len(seeds), 1)).lam
+    row[0].hist(lam, bins=40, range=(0, 1), density=True, color="0.8", label="drawn")
+    row[0].plot(grid, stats.beta.pdf(grid, alpha, alpha), color="tab:blue", label="Beta(α, α)")
+    row[0].set_ylim(0, 4)
+    row[0].set_ylabel(f"α = {alpha}", fontsize=12)
+    batch = transform.map(originals)
+    for k, axis in enumerate(row[1:]):
+        axis.imshow(batch["image"][2 * k], cmap="gray")
+        axis.set_title(describe(batch["label"][2 * k]), fontsize=8)
+        axis.axis("off")
+axes[0, 0].legend(loc="upper center", fontsize=9)
+axes[-1, 0].set_xlabel("λ")
+figure.suptitle("MixUp: density of λ, and the same six records", fontsize=13)
+picture.save(figure, pathlib.Path("tutorial_alpha.png"))
+
+# %% [markdown]
+# The same seed means the same quantile of λ, whatever α is: down a column, each picture moves
+# towards half and half.
+#
+# ## Labels
+#
+# What a network is asked to predict: the largest weight of each label, over one epoch, and a few
+# labels as they are. A record whose partner has its own class keeps a hard label, which is the
+# column at 1.
+
+# %%
+figure = Figure((12, 5.4), dpi=80, layout="constrained")
+axes = figure.subplots(2, 4)
+bins = np.linspace(0, 1, 21)
+for axis, alpha in zip(axes[0], alphas, strict=True):
+    transform = gm.MixUpBatch(alpha=alpha, num_classes=len(names))
+    largest = np.concatenate([batch["label"].max(axis=1) for batch in load(transform)])
+    axis.hist(largest, bins=bins, weights=np.full(len(largest), 1 / len(largest)), color="0.6")
+    axis.set(title=f"α = {alpha}", xlabel="largest label weight", ylim=(0, 1))
+axes[0, 0].set_ylabel("share of records")
+for k, axis in enumerate(axes[1]):
+    axis.barh(names, mixed["label"][2 * k], color="tab:blue")
+    axis.set(title=f"record {2 * k}", xlabel="weight", xlim=(0, 1))
+    axis.tick_params(axis="y", labelsize=8, labelleft=k == 0)
+    axis.invert_yaxis()
+figure.suptitle("MixUp: how soft labels are (above), and four of them with α = 1 (below)")
+picture.save(figure, pathlib.Path("tutorial_labels.png"))
+
+# %% [markdown]
+# ## Both, as vision transformers are trained
+#
+# `MixBatch` draws for each record whether it is MixUp or CutMix, with the parameters that
+# [DeiT](https://arxiv.org/abs/2012.12877) uses and timm made common.
+
+# %%
+both = gm.MixBatch(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, num_classes=len(names))
+drawn = both.draw(seeds[:64], originals["image"].shape)
+boxes = (drawn.box[..., 1] > drawn.box[..., 0]).all(axis=1)
+print(f"{boxes.sum()} of 64 records got a box, the others a blend")
+
+# %% [markdown]
+# ## Keep the hard label
+#
+# Accuracy wants one class per record. Copy the label before `Batch`: fields that no parameter names
+# pass through untouched. The accuracy of mixed pictures says little, though; a clean batch
+# of held-out records is what to look at.
+
+
+# %%
+class KeepLabel(grain.transforms.Map):
+    """Leaves a second copy of the class id, under a name that mixing does not touch."""
+
+    def map(self, batch):
+        """Adds `hard_label`."""
+        return {**batch, "hard_label": batch["label"]}
+
+
+batch = next(iter(load(KeepLabel(), both)))
+print({key: f"{value.dtype} {value.shape}" for key, value in batch.items()})
+
+# %% [markdown]
+# ## How it hangs together
+#
+# ```mermaid
+# flowchart LR
+#     S["sampler<br>a seed per record"] --> R["RecordSeed<br>one uint32"]
+#     R --> B["Batch"]
+#     B --> D
+#     subgraph M["MixUpBatch · CutMixBatch · MixBatch"]
+#         D["draw<br>λ, partner, box"] --> X["mix<br>pixels and labels"] --> P["place<br>host or devices"]
+#     end
+#     P --> T["train step"]
+# ```
+#
+# | | MixUp | CutMix |
+# |---|---|---|
+# | picture | two blended, ghostly | two side by side, each part natural |
+# | label weight | λ | share of the pixels kept |
+# | needs | any shape: images, audio, features | one to three spatial axes |
+# | segmentation maps | no: class ids have no average | yes: `mask_key`, the same box |
+# | known for | calibration, robustness to label noise | localisation: every part has to be recognised |
+# | weak when | textures and fine detail carry the class | small objects, which a box can hide or leave out |
+#
+# | you train | begin with |
+# |---|---|
+# | ResNets on ImageNet | `MixUpBatch(alpha=0.2)` or `CutMixBatch(alpha=1.0)` |
+# | anything on CIFAR | `MixUpBatch(alpha=1.0)` or `CutMixBatch(alpha=1.0, prob=0.5)` |
+# | vision transformers | `MixBatch(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1)` |
+# | few epochs, or it underfits | a smaller α, or `prob=0.5` |
+# | spectrograms or audio | `MixUpBatch(alpha=0.4)`, or `CutMixBatch(spatial_axes=(1,))` along time |
+#
+# ## On all devices
+#
+# With a `sharding`, mixing takes place where the batch is going. A batch in NumPy comes in, global
+# `jax.Array`s come out, and the result is bit for bit what the host would have made.
+
+# %%
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+sharding = NamedSharding(mesh, PartitionSpec("data"))
+over_devices = gm.MixBatch(num_classes=len(names), sharding=sharding)
+spread = over_devices.map(originals)
+print(f"{spread['image'].shape} over {len(spread['image'].sharding.device_set)} devices")
+on_host = gm.MixBatch(num_classes=len(names)).map(originals)
+print("the same bits as on the host:", np.array_equal(spread["image"], on_host["image"]))
+
+# %% [markdown]
+# Behind a loader, which may have worker processes, `LoaderDataset` and Grain's prefetch do that ahead
+# of the train step. The README has the same for many hosts.
+
+# %%
+batches = gm.LoaderDataset(load()).map(over_devices)
+batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
+
+
+# %% [markdown]
+# ## A Flax NNX train step
+#
+# Nothing in it knows about mixing: the loss takes soft labels, and that is all.
+
+
+# %%
+class Net(nnx.Module):
+    """A few convolutions."""
+
+    def __init__(self, channels, num_classes, rngs):
+        self.first = nnx.Conv(channels, 16, (5, 5), strides=4, rngs=rngs)
+        self.second = nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs)
+        self.head = nnx.Linear(32, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        """Returns logits; the normalising happens here, on the device."""
+        x = nnx.relu(self.first(images / 127.5 - 1))
+        x = nnx.relu(self.second(x))
+        return self.head(x.mean(axis=(1, 2)))
+
+
+@nnx.jit
+def train_step(net, optimizer, batch):
+    """Updates the network in place and returns the loss."""
+
+    def mean_loss(net):
+        return optax.softmax_cross_entropy(net(batch["image"]), batch["label"]).mean()
+
+    loss, gradients = nnx.value_and_grad(mean_loss)(net)
+    optimizer.update(net, gradients)
+    return loss
+
+
+net = Net(originals["image"].shape[-1], len(names), nnx.Rngs(0))
+optimizer = nnx.Optimizer(net, optax.adam(3e-3), wrt=nnx.Param)
+everywhere = NamedSharding(mesh, PartitionSpec())
+nnx.update((net, optimizer), jax.device_put(nnx.state((net, optimizer)), everywhere))
+
+for epoch in range(4):
+    losses = [float(train_step(net, optimizer, batch)) for batch in batches]
+    print(f"epoch {epoch}: loss {np.mean(losses):.3f}")
+
+
+# %% [markdown]
+# The loss of mixed batches does not go to zero, since soft labels have an entropy of their own. So
+# look at clean records:
+
+
+# %%
+@nnx.jit
+def accuracy(net, images, labels):
+    """Returns the share of images `[B, ...]` whose most likely class is the label `[B]`."""
+    return (net(images).argmax(axis=1) == labels).mean()
+
+
+held_out, _ = open_split(split="test")
+clean = next(iter(load(source=held_out, batch_size=len(held_out))))
+score = accuracy(net, clean["image"], clean["label"])
+print(f"{len(held_out)} clean records: accuracy {score:.1%}")
+
+# %% [markdown]
+# ## What to take along
+#
+# - **Soft labels**: use a loss that takes them, `optax.softmax_cross_entropy`; or `sparse_labels=True`
+#   with two hard losses, weighted.
+# - **Training only**: evaluate on clean records.
+# - **After preprocessing**: decode, crop, flip first; mix last, and normalise then.
+# - **Seeds before `Batch`**: `RecordSeed` belongs to records, mixing to batches.
+#
+# ## First wrong turns
+#
+# Each with the error it gives, so that you know it when you see it.
+
+
+# %%
+def error_of(call):
+    """Prints what `call` raises."""
+    try:
+        call()
+    except (KeyError, TypeError, ValueError) as error:
+        print(f"{type(error).__name__}: {error.args[0]}")
+
+
+def first_batch(*operations, workers=0):
+    """Gets one batch through `operations`."""
+    sampler = grain.samplers.IndexSampler(len(records), shuffle=True, seed=0, num_epochs=1)
+    loader = grain.DataLoader(
+        data_source=records, sampler=sampler, operations=operations, worker_count=workers
+    )
+    return next(iter(loader))
+
+
+batch_of = grain.transforms.Batch(64)
+mix = gm.MixUpBatch(num_classes=len(names))
+
+# %% [markdown]
+# `RecordSeed` behind `Batch`, where there is one generator for 64 records:
+
+# %%
+error_of(lambda: first_batch(batch_of, gm.RecordSeed(), mix))
+
+# %% [markdown]
+# Class ids, and nobody said how many classes there are:
+
+# %%
+error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch()))
+
+# %% [markdown]
+# A misspelt key:
+
+# %%
+error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch(image_key="img")))
+
+# %% [markdown]
+# A transform with a `sharding` on its way into a worker process, which has no devices:
+
+# %%
+error_of(lambda: first_batch(gm.RecordSeed(), batch_of, over_devices, workers=1))
+
+# %% [markdown]
+# Mixing in evaluation raises nothing, since nothing is wrong with the batch. It only makes a network
+# look worse than it is:
+
+# %%
+mixed = both.map(clean)
+by_mistake = accuracy(net, mixed["image"], mixed["label"].argmax(axis=1))
+print(f"accuracy {score:.1%}, or so it seems {by_mistake:.1%}")

@@ -1,0 +1,130 @@
+"""The training example: it trains, stops, resumes, and compares."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import compare
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import prepare_look_alike
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def started(folder: pathlib.Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [
+        sys.executable,
+        ROOT / "examples" / "train.py",
+        "--data-dir",
+        folder / "data",
+        *flags,
+    ]
+    with subprocess.Popen(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def train(folder: pathlib.Path, *flags: object) -> list[str]:
+    """Returns the lines that it printed."""
+    with started(folder, *flags) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output.splitlines()
+
+
+def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
+    flags = ["--mix", "mixup", "--seed", 3]
+    *_, straight = train(tmp_path, *flags, "--num-epochs", 6)
+    found = re.fullmatch(r"360 clean test records: accuracy (.*)%, log-loss 0\.\d{4}", straight)
+    assert found, straight
+    assert float(found[1]) > 80
+
+    in_two = ["--workdir", tmp_path / "in two", *flags]
+    train(tmp_path, *in_two, "--num-epochs", 2)
+    resumed, result = train(tmp_path, *in_two, "--num-epochs", 6)
+    assert resumed == f"resumed after step {2 * 1437 // 128}"
+    assert result == straight
+
+
+def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
+    saved = tmp_path / "runs" / "digits-both-0" / "50"  # the first checkpoint
+    with started(tmp_path, "--num-epochs", 10**6) as process:
+        while process.poll() is None and not saved.exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    found = re.search(r"^stopped and saved after step (\d+) of", output, re.MULTILINE)
+    assert found, output
+    lines = train(tmp_path, "--num-epochs", 1)  # which is done already
+    assert lines[0] == f"resumed after step {found[1]}"
+
+
+def test_cifar10(tmp_path: pathlib.Path) -> None:
+    prepare_look_alike(tmp_path / "data")
+    lines = train(tmp_path, "--data", "cifar10", "--num-epochs", 1, "--batch-size", 32)
+    assert lines[-1].startswith("32 clean test records: accuracy ")
+
+
+def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "SEEDS", range(2))
+    monkeypatch.setattr(compare, "STEPS", 3)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- compare -->\nold\n<!-- /compare -->\nafter\n")
+    compare.main(
+        argparse.Namespace(
+            data="digits",
+            data_dir=tmp_path / "data",
+            workdir=tmp_path,
+            learning_rate=0.1,
+            momentum=0.9,
+            readme=readme,
+        )
+    )
+    table = (tmp_path / "compare.md").read_text()
+    number = r"\d+\.\d+ ± \d+\.\d+"
+    assert re.findall(rf"^\| (\w+)(?: \| {number}){{4}} \|$", table, re.MULTILINE) == [
+        "none",
+        "mixup",
+        "cutmix",
+        "both",
+    ]
+    text = readme.read_text()
+    assert text == f"before\n<!-- compare -->\n{table}\n<!-- /compare -->\nafter\n"
+    with Image.open(tmp_path / "compare.png") as image:
+        assert image.width > 900
+
+
+def test_calibration_error(rng: np.random.Generator) -> None:
+    """Of predictions that are right exactly as often as they say it's 0; shifted, the shift."""
+    confidence = np.repeat([0.65, 0.85], 20)
+    log_probs = np.log(np.stack([confidence, 1 - confidence], axis=1))
+    labels = np.concatenate([np.arange(20) >= 13, np.arange(20) >= 17]).astype(int)
+    order = rng.permutation(40)
+    assert compare.calibration_error(log_probs[order], labels[order]) == pytest.approx(0)
+    wrong = np.where(np.arange(40) < 3, 1, labels)  # three of the first twenty more
+    assert compare.calibration_error(log_probs[order], wrong[order]) == pytest.approx(3 / 40)
