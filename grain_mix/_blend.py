@@ -137,19 +137,46 @@ def _weigh_floats(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
 def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
     """`lam·x + (1-lam)·y`, exact, rounded to nearest with halves to even like `np.rint`.
 
-    A byte times a weight in units of 2⁻²⁴ fits 32 bits, so all is integer arithmetic, the same on
-    every platform and faster than float32. Wider integers go byte by byte, low to high, as in long
-    multiplication by hand.
+    The weights are integers, too, in units of 2⁻²⁴: the same on every platform, and faster than
+    float32.
     """
-    weight = jnp.rint(lam * np.float32(ONE)).astype(jnp.uint32)
-    size = x.dtype.itemsize
-    unsigned = jnp.dtype(f"uint{8 * size}")
+    weight = jnp.rint(lam * np.float32(ONE)).astype(jnp.int32)
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     # Flipping the sign bit maps signed integers to unsigned ones, order and distances kept.
     offset = np.array(-jnp.iinfo(x.dtype).min).astype(unsigned)
-    a, b = ((jax.lax.bitcast_convert_type(z, unsigned) ^ offset).astype(jnp.uint32) for z in (x, y))
+    a, b = (jax.lax.bitcast_convert_type(z, unsigned) ^ offset for z in (x, y))
+    nearest = (_weigh_bytes if unsigned == jnp.uint8 else _weigh_wide)(a, b, weight)
+    return jax.lax.bitcast_convert_type(nearest ^ offset, x.dtype)
+
+
+def _weigh_bytes(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+    """The blend of bytes, 24 bits of fraction included, in two words of 16 bits.
+
+    CPUs multiply twice as many of these at a time as of 32 bits. `high·2¹⁶ + low` is
+    `2²⁴·b + weight·(a - b)`: what wraps on the way is back in range in the sum.
+    """
+    rounded = (weight + (1 << 15)) >> 16
+    upper = rounded.astype(jnp.int16)
+    lower = (weight - (rounded << 16)).astype(jnp.int16)  # signed
+    difference = a.astype(jnp.int16) - b.astype(jnp.int16)
+    low = lower * difference
+    # Compilers know this for the instruction that yields a product's upper word.
+    carry = ((lower.astype(jnp.int32) * difference.astype(jnp.int32)) >> 16).astype(jnp.int16)
+    high = ((b.astype(jnp.int16) << 8) + upper * difference + carry).astype(jnp.uint16)
+    up_at_half = ((high >> 8) & 1) | (low != 0).astype(jnp.uint16)
+    return ((high + 127 + up_at_half) >> 8).astype(jnp.uint8)
+
+
+def _weigh_wide(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+    """The blend of 16 or 32 bits, byte by byte, low to high, as in long multiplication by hand.
+
+    A byte times a weight fits 32 bits.
+    """
+    size = a.dtype.itemsize
+    weight = weight.astype(jnp.uint32)
     carry = remainder = jnp.uint32(0)
     for byte in range(size):
-        a_byte, b_byte = ((z >> (8 * byte)) & 255 for z in (a, b))
+        a_byte, b_byte = ((z.astype(jnp.uint32) >> (8 * byte)) & 255 for z in (a, b))
         # weight·a + (1-weight)·b in units of 2⁻²⁴; a - b may wrap, the sum unwraps it.
         total = (b_byte << 24) + weight * (a_byte - b_byte) + carry
         carry = total >> 8
@@ -157,7 +184,8 @@ def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
         remainder += (total & ((1 << fraction_bits) - 1)) << (8 * byte)
     floor = total >> fraction_bits if size < 4 else total
     nearest = floor + ((remainder + (ONE // 2 - 1) + (floor & 1)) >> 24)
-    return jax.lax.bitcast_convert_type(nearest.astype(unsigned) ^ offset, x.dtype)
+    narrow: jax.Array = nearest.astype(a.dtype)
+    return narrow
 
 
 def soft_labels(labels: jax.Array, num_classes: int | None, smoothing: float) -> jax.Array:

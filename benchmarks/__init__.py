@@ -1,0 +1,1 @@
+"""Benchmarks of grain_mix: `python -m benchmarks --help`, in a clone."""

@@ -1,0 +1,50 @@
+"""Measures grain_mix, prints a table, and writes it as JSON and as a plot."""
+
+import argparse
+import importlib
+import pathlib
+import time
+
+from benchmarks import _report, _time
+
+SUBJECTS = {
+    "peers": "mixing a batch, beside copying it and beside other libraries",
+    "device": "mixing on an accelerator, beside a copy on it",
+    "pipeline": "a whole Grain loader, with and without mixing",
+    "scaling": "batch size, image side, devices, classes and memory",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="subject", required=True)
+    for subject, summary in SUBJECTS.items():
+        command = commands.add_parser(subject, help=summary, description=summary)
+        command.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+        command.add_argument(
+            "--output", type=pathlib.Path, default="benchmarks/results", help="a folder"
+        )
+        command.add_argument("--rounds", type=int, help="how often each side has its turn")
+        if subject == "peers":
+            command.add_argument(
+                "--cpu-time",
+                action="store_true",
+                help="the work of all threads instead of the time that passes: for a busy machine",
+            )
+            command.add_argument(
+                "--readme", type=pathlib.Path, help="a file to write the table into, too"
+            )
+    args = parser.parse_args()
+    module = importlib.import_module(f"benchmarks.{args.subject}")
+    if getattr(args, "cpu_time", False):
+        _time.clock = time.process_time
+    report = module.run(args.quick, args.rounds)
+    if getattr(args, "cpu_time", False):
+        report.setting += " Processor time of all threads, not time that passed."
+    _report.write(report, args.output)
+    if getattr(args, "readme", None):
+        _report.insert(report, args.readme)
+
+
+if __name__ == "__main__":
+    main()

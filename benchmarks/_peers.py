@@ -1,0 +1,278 @@
+"""How each peer mixes: `SIDES` maps a name to a function that yields what it can do.
+
+Each takes the inputs once in its own favourite form (layout, array type), and what is timed is the
+call that its users make for every batch. What cannot be imported or refuses an input says why.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import grain_mix as gm
+
+ALPHA = 1.0  # for both, so that a typical draw mixes a lot
+
+
+class Inputs(NamedTuple):
+    """A batch, stacked and as records."""
+
+    images: np.ndarray  # [B, H, W, C]
+    labels: np.ndarray  # [B]
+    seeds: np.ndarray  # [B]
+    classes: int
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        return np.eye(self.classes, dtype=np.float32)[self.labels]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        fields = zip(self.images.copy(), self.labels, self.seeds, strict=True)
+        return [dict(zip(("image", "label", "mix_seed"), f, strict=True)) for f in fields]
+
+
+class Side(NamedTuple):
+    """One way to mix."""
+
+    task: str  # "stacked" or "records"
+    kind: str  # "MixUp" or "CutMix"
+    draws: str  # who has a draw of its own: each "record", each "pair", the whole "batch"
+    run: Callable[[], Any]  # returns images and soft labels
+
+
+KINDS = ("MixUp", "CutMix")
+
+
+def _ours(x: Inputs) -> dict[str, gm.MixUpBatch | gm.CutMixBatch]:
+    return {
+        "MixUp": gm.MixUpBatch(alpha=ALPHA, num_classes=x.classes),
+        "CutMix": gm.CutMixBatch(alpha=ALPHA, num_classes=x.classes),
+    }
+
+
+def _fields(x: Inputs) -> dict[str, np.ndarray]:
+    return {"image": x.images, "label": x.labels, "mix_seed": x.seeds}
+
+
+def ours_jitted(x: Inputs) -> Iterator[Side]:
+    placed = jax.device_put(_fields(x), jax.local_devices(backend="cpu")[0])
+    for kind, transform in _ours(x).items():
+        mix = jax.jit(transform.mix)
+
+        def run(mix: Any = mix) -> Any:
+            mixed = mix(placed)
+            return mixed["image"], mixed["label"]
+
+        yield Side("stacked", kind, "record", run)
+
+
+def ours(x: Inputs) -> Iterator[Side]:
+    stacked_by_grain = grain.MapDataset.source(x.records).batch(len(x.images))
+    for kind, transform in _ours(x).items():
+
+        def stacked(transform: Any = transform) -> Any:
+            mixed = transform.map(_fields(x))
+            return mixed["image"], mixed["label"]
+
+        def from_records(transform: Any = transform) -> Any:
+            mixed = transform.map(stacked_by_grain[0])
+            return mixed["image"], mixed["label"]
+
+        yield Side("stacked", kind, "record", stacked)
+        yield Side("records", kind, "record", from_records)
+
+
+def numpy(x: Inputs) -> Iterator[Side]:
+    """A loop over records for CutMix, broadcasting for MixUp, as a careful user writes it."""
+    rng = np.random.default_rng(0)
+    size, height, width = x.images.shape[:3]
+
+    def mixup(images: np.ndarray) -> Any:
+        lam = rng.beta(ALPHA, ALPHA, size).astype(np.float32)
+        weight = lam[:, None, None, None]
+        mixed = weight * images + (1 - weight) * images[::-1]
+        if images.dtype == np.uint8:
+            mixed = np.rint(mixed, out=mixed).astype(np.uint8)
+        labels = x.one_hot
+        return mixed, lam[:, None] * labels + (1 - lam[:, None]) * labels[::-1]
+
+    def cutmix(images: np.ndarray) -> Any:
+        mixed = images.copy()
+        weights = np.empty((size, 1), np.float32)
+        for i, lam in enumerate(rng.beta(ALPHA, ALPHA, size)):
+            sides = np.array([height, width]) * np.sqrt(1 - lam)
+            centre = rng.integers(0, (height, width))
+            top, left = np.maximum(centre - sides // 2, 0).astype(int)
+            bottom, right = np.minimum(centre + sides // 2, (height, width)).astype(int)
+            mixed[i, top:bottom, left:right] = images[-1 - i, top:bottom, left:right]
+            weights[i] = 1 - (bottom - top) * (right - left) / (height * width)
+        labels = x.one_hot
+        return mixed, weights * labels + (1 - weights) * labels[::-1]
+
+    images = [record["image"] for record in x.records]
+    for kind, mix in zip(KINDS, (mixup, cutmix), strict=True):
+        yield Side("stacked", kind, "record", lambda mix=mix: mix(x.images))
+        yield Side("records", kind, "record", lambda mix=mix: mix(np.stack(images)))
+
+
+def roll_mixup(key: jax.Array, images: jax.Array, labels: jax.Array, classes: int) -> Any:
+    """What many JAX projects have: one λ for a batch, and `roll`."""
+    lam = jax.random.beta(key, ALPHA, ALPHA)
+    mixed = lam * images + (1 - lam) * jnp.roll(images, 1, axis=0)
+    if images.dtype == jnp.uint8:
+        mixed = jnp.rint(mixed)
+    soft = jax.nn.one_hot(labels, classes)
+    return mixed.astype(images.dtype), lam * soft + (1 - lam) * jnp.roll(soft, 1, axis=0)
+
+
+def jax_recipe(x: Inputs) -> Iterator[Side]:
+    """One λ and one box for a batch, and `roll`."""
+    _, height, width = x.images.shape[:3]
+    images = jnp.asarray(x.images)
+    labels = jnp.asarray(x.labels)
+    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    mixup = jax.jit(lambda *args: roll_mixup(*args, x.classes))
+
+    @jax.jit
+    def cutmix(key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
+        for_lam, for_y, for_x = jax.random.split(key, 3)
+        root = jnp.sqrt(1 - jax.random.beta(for_lam, ALPHA, ALPHA))
+        inside, area = True, 1.0
+        for axis, (for_centre, length) in enumerate(((for_y, height), (for_x, width))):
+            centre = jax.random.randint(for_centre, (), 0, length)
+            half = (length * root).astype(int) // 2
+            start, stop = jnp.clip(jnp.stack([centre - half, centre + half]), 0, length)
+            line = jnp.arange(length).reshape((1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1))
+            inside = inside & (start <= line) & (line < stop)
+            area = area * (stop - start) / length
+        soft = jax.nn.one_hot(labels, x.classes)
+        mixed = jnp.where(inside, jnp.roll(images, 1, axis=0), images)
+        return mixed, (1 - area) * soft + area * jnp.roll(soft, 1, axis=0)
+
+    for kind, mix in zip(KINDS, (mixup, cutmix), strict=True):
+        yield Side("stacked", kind, "batch", lambda mix=mix: mix(next(keys), images, labels))
+
+
+def _torchvision(name: str) -> Any:
+    """Imports what needs torchvision, also where its compiled operators do not load.
+
+    That is so beside a PyTorch that was built otherwise. The transforms use none of the operators,
+    but their names must be declared for torchvision to import.
+    """
+    import torch
+
+    for _ in range(10):
+        try:
+            return importlib.import_module(name)
+        except RuntimeError as error:
+            words = str(error).split()
+            if "does not exist" not in str(error) or not words[1].startswith("torchvision::"):
+                raise
+            torch.library.define(words[1], "(Tensor boxes, Tensor scores, float iou) -> Tensor")
+            for module in [m for m in sys.modules if m.split(".")[0] in ("torchvision", "timm")]:
+                del sys.modules[module]
+    raise ImportError(f"{name} needs too many operators that do not load")
+
+
+def torchvision(x: Inputs) -> Iterator[Side]:
+    v2 = _torchvision("torchvision.transforms.v2")
+    import torch
+
+    images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy())
+    labels = torch.from_numpy(x.labels.astype(np.int64))
+    pairs = list(zip(images.clone().unbind(), labels.unbind(), strict=True))
+    mixes = [v2.MixUp(alpha=ALPHA, num_classes=x.classes)]
+    mixes.append(v2.CutMix(alpha=ALPHA, num_classes=x.classes))
+    collate = torch.utils.data.default_collate
+    for kind, mix in zip(KINDS, mixes, strict=True):
+        yield Side("stacked", kind, "batch", lambda mix=mix: mix(images, labels))
+        yield Side("records", kind, "batch", lambda mix=mix: mix(*collate(pairs)))
+
+
+def timm(x: Inputs) -> Iterator[Side]:
+    """Works in place, so it alone has no new memory to fetch; every call mixes on."""
+    mixup = _torchvision("timm.data.mixup")
+    import torch
+
+    labels = torch.from_numpy(x.labels.astype(np.int64))
+    pairs = list(zip(x.images.transpose(0, 3, 1, 2).copy(), x.labels.astype(int), strict=True))
+    for mode, draws in (("elem", "record"), ("pair", "pair"), ("batch", "batch")):
+        for kind in KINDS:
+            alphas = {"mixup_alpha": ALPHA * (kind == "MixUp")}
+            alphas["cutmix_alpha"] = ALPHA * (kind == "CutMix")
+            options = {"mode": mode, "label_smoothing": 0.0, "num_classes": x.classes}
+            images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy())
+            mix = mixup.Mixup(**alphas, **options)
+            collate = mixup.FastCollateMixup(**alphas, **options)
+            yield Side("stacked", kind, draws, lambda mix=mix, images=images: mix(images, labels))
+            yield Side("records", kind, draws, lambda collate=collate: collate(pairs))
+
+
+def keras(x: Inputs) -> Iterator[Side]:
+    """Its layers hand out float32 whatever came in."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = importlib.import_module("keras")
+    if keras.backend.backend() != "jax":
+        raise ImportError(f"its backend here is {keras.backend.backend()}")
+    batch = {"images": jnp.asarray(x.images), "labels": jnp.asarray(x.one_hot)}
+    layers = [keras.layers.MixUp(alpha=ALPHA), keras.layers.CutMix(factor=ALPHA)]
+    for kind, layer in zip(KINDS, layers, strict=True):
+
+        def run(layer: Any = layer) -> Any:
+            mixed = layer(batch, training=True)
+            return mixed["images"], mixed["labels"]
+
+        yield Side("stacked", kind, "record", run)
+
+
+def kornia(x: Inputs) -> Iterator[Side]:
+    augmentation = importlib.import_module("kornia.augmentation")
+    import torch
+
+    images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy())
+    labels = torch.from_numpy(x.labels.astype(np.int64))
+    keys = ["input", "class"]
+    mixes = [augmentation.RandomMixUpV2(p=1.0, data_keys=keys)]
+    mixes.append(augmentation.RandomCutMixV2(p=1.0, data_keys=keys))
+    for kind, mix in zip(KINDS, mixes, strict=True):
+        yield Side("stacked", kind, "record", lambda mix=mix: mix(images, labels))
+
+
+def datarax(x: Inputs) -> Iterator[Side]:
+    config = importlib.import_module("datarax.core.config")
+    operators = importlib.import_module("datarax.operators.batch_mix_operator")
+    from flax import nnx
+
+    batch = {"image": jnp.asarray(x.images), "label": jnp.asarray(x.one_hot)}
+    for kind in KINDS:
+        options = config.BatchMixOperatorConfig(
+            mode=kind.lower(), alpha=ALPHA, data_field="image", label_field="label"
+        )
+        operator = operators.BatchMixOperator(options, rngs=nnx.Rngs(0))
+        mix = nnx.jit(lambda operator, batch: operator._apply_on_raw(batch, {})[0])
+
+        def run(mix: Any = mix, operator: Any = operator) -> Any:
+            mixed = mix(operator, batch)
+            return mixed["image"], mixed["label"]
+
+        yield Side("stacked", kind, "batch", run)
+
+
+SIDES: dict[str, Callable[[Inputs], Iterator[Side]]] = {
+    "grain_mix, inside jit": ours_jitted,
+    "grain_mix": ours,
+    "NumPy": numpy,
+    "JAX recipe, jitted": jax_recipe,
+    "timm": timm,
+    "torchvision": torchvision,
+    "datarax": datarax,
+    "Keras on JAX": keras,
+    "kornia": kornia,
+}

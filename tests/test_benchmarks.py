@@ -1,0 +1,54 @@
+"""The benchmarks run, whatever the peers that are installed, and leave what they promise."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> str:
+    # One device, as users have; and the interpreter's own warnings, as peers have plenty.
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("subject", ["device", "pipeline", "scaling"])
+def test_a_quick_run_leaves_a_table_json_and_a_plot(subject, tmp_path):
+    printed = run(subject, "--quick", "--output", str(tmp_path))
+    check(subject, printed, tmp_path)
+
+
+def test_the_table_of_peers_goes_between_the_marks_of_a_readme(tmp_path):
+    begin, end = "<!-- from here on written by the benchmark -->", "<!-- up to here -->"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    printed = run("peers", "--quick", "--output", str(tmp_path), "--readme", str(readme))
+    rows = check("peers", printed, tmp_path)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n")
+    assert text.endswith(f"{end}\nafter\n")
+    assert printed.strip() in text
+    assert "old\n" not in text
+    # Peers may be skipped, for a reason, but not what is always there.
+    measured = {(row["side"].split(",")[0], row["kind"]) for row in rows if "side" in row}
+    for side in ("grain_mix", "NumPy", "JAX recipe"):
+        assert {(side, "MixUp"), (side, "CutMix")} <= measured
+
+
+def check(subject, printed, folder):
+    assert printed.startswith("| ")
+    report = json.loads((folder / f"{subject}.json").read_text())
+    assert report["subject"] == subject
+    assert report["machine"]
+    assert {"python", "jax", "numpy"} <= set(report["versions"])
+    assert report["rows"]
+    assert (folder / f"{subject}.png").read_bytes().startswith(b"\x89PNG")
+    return report["rows"]
