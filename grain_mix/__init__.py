@@ -2,14 +2,14 @@
 
 The modules, in the order in which a batch meets them:
 
-_sampler  partners that do not depend on the number of hosts and workers
-_seed     one `uint32` per record, from Grain's own generator
-_loader   a DataLoader with its workers, ahead of the devices
-_draw     from seeds to λ, partner and box
-_blend    from these to pixels and labels
-_place    on the host, or over the devices of a sharding
-_batch    the Grain transforms that string these together
-_check    what a user can get wrong, said clearly
+- `_sampler`: partners that do not depend on the number of hosts and workers
+- `_seed`: one `uint32` per record, from Grain's own generator
+- `_loader`: a DataLoader with its workers, ahead of the devices
+- `_draw`: from seeds to λ, partner and box
+- `_blend`: from these to pixels and labels
+- `_place`: on the host, or over the devices of a sharding
+- `_batch`: the Grain transforms that string these together
+- `_check`: what a user can get wrong, said clearly
 """
 
 from grain_mix._batch import CutMixBatch, MixBatch, MixUpBatch

@@ -48,9 +48,11 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
         Returns:
             A new dict: images and masks mixed, labels soft, the seeds gone, every other field as
             it came. Without a `sharding`, new arrays are read-only views of JAX's memory. With
-            one, all are global `jax.Array`s, and their devices may still be at work.
+            one, all are global `jax.Array`s, and their devices may still be at work, reading the
+            batch that came in: write to its arrays only when they are done.
         """
         _check.batch(self, element)
+        _check.concrete(self, element)
         fields = {key: np.asarray(element[key]) for key in self._keys}
         _check.label_range(self, fields)
         fields[self.seed_key] = self._share(fields[self.seed_key])
@@ -58,7 +60,8 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
             mixed = _mix_jitted(self, jax.device_put(fields, _place.host()))
             return self._merge(element, jax.device_get(mixed))
         _check.sharded_batch(self, element, _place.local_mesh(self.sharding).shape[_place.SLICES])
-        others = {key: np.asarray(element[key]) for key in element if key not in fields}
+        # Copies, or CPU devices would share the memory that the next batch may be put into.
+        others = {key: np.array(element[key]) for key in element if key not in fields}
         placed = _place.to_devices(self.sharding, fields | others)
         inputs = {key: placed.pop(key) for key in fields}
         mixed = _mix_sharded(self, _place.local_mesh(self.sharding), inputs)
@@ -235,8 +238,8 @@ class CutMixBatch(_MixedBatch):
     """CutMix: a box of each image comes from its partner, and its label weighs by the pixels.
 
     With λ ~ Beta(α, α) the box has the sides ⌊L·(1-λ)^(1/n)⌋ over n spatial axes of length L
-    about a uniform centre, clipped to the image. The own label's weight is exactly pixels kept /
-    pixels, after clipping and rounding.
+    about a uniform centre, clipped to the image. The own label's weight is pixels kept / pixels,
+    after clipping and rounding: exactly, up to 2²⁴ pixels, and beyond to one part in 10⁷.
 
     Args:
         alpha: α > 0; 1 makes the box's area uniform before clipping.

@@ -42,8 +42,8 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     """
     _check.formula("mixup", images, partner, averaged=True)
     lam = _check.lam("mixup", lam, np.shape(images)[0])
-    x = jnp.asarray(images)
-    return blend(x, x[jnp.asarray(partner)], lam)
+    mixed: jax.Array = _mixup(_on_device(images), _on_device(partner), _on_device(lam))
+    return mixed
 
 
 def cutmix(
@@ -65,7 +65,8 @@ def cutmix(
         Shape and dtype of `images`, every value copied exactly.
 
     Raises:
-        ValueError: shapes that do not fit, axes that do not exist, `partner` out of range.
+        ValueError: shapes that do not fit, axes that do not exist, `partner` or `box` out of range;
+            values are checked where there are any, which is not under `jit`.
 
     See Yun et al., CutMix, https://arxiv.org/abs/1905.04899
 
@@ -75,8 +76,25 @@ def cutmix(
     """
     _check.formula("cutmix", images, partner, averaged=False)
     axes = _check.box("cutmix", box, spatial_axes, np.shape(images))
-    x = jnp.asarray(images)
-    return blend(x, x[jnp.asarray(partner)], None, jnp.asarray(box, jnp.int32), axes)
+    mixed: jax.Array = _cutmix(_on_device(images), _on_device(partner), _on_device(box), axes)
+    return mixed
+
+
+def _on_device(x: ArrayLike) -> jax.Array:
+    """As a copy, and an explicit transfer, which `jax_transfer_guard` allows."""
+    return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
+
+
+@jax.jit
+def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
+    return blend(x, x[partner], lam.astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _cutmix(
+    x: jax.Array, partner: jax.Array, box: jax.Array, spatial_axes: tuple[int, ...]
+) -> jax.Array:
+    return blend(x, x[partner], None, box.astype(jnp.int32), spatial_axes)
 
 
 def swap(x: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 LABEL_WEIGHT = "label_weight"  # the field that sparse_labels adds
 MODES = ("elem", "pair", "batch")
 AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
+# By name, which differs where bytes are swapped: JAX does not take those.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 
 
 def _fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
@@ -32,15 +34,16 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
 
 
-def _is_bool(dtype: Any) -> bool:
-    return bool(dtype == np.bool_)
+def _what(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if _is_array(value) else type(value).__name__
 
 
-def _array(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}"
+def _quote(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 500 else f"{text[:500]}..."
 
 
 def _nearest(word: Any, words: Iterable[Any]) -> str:
@@ -51,72 +54,112 @@ def _nearest(word: Any, words: Iterable[Any]) -> str:
 # --- parameters, when a transform is made -----------------------------------------------------
 
 
-def number(where: str, field: str, value: Any, high: float, off: str = "") -> None:
-    """A number in [0, high], or in (0, ∞) if `high` is infinite; `off` is how to do without."""
-    positive = math.isinf(high)
-    expected = "a finite number above 0" if positive else "a number from 0 to 1"
-    fix = f"pass one like 0.2; to do without, use {off}" if positive else "pass one like 0.5"
+def parameters(transform: _MixedBatch) -> None:
+    """Checks all fields of a transform, and makes them plain floats, ints and tuples."""
+    where = type(transform).__name__
+    for field, value in list(vars(transform).items()):
+        value = tuple(value) if isinstance(value, list) else value
+        object.__setattr__(transform, field, _parameter(where, field, value))
+    _sparse(where, transform)
+    _keys(where, transform)
+
+
+def _parameter(where: str, field: str, value: Any) -> Any:
+    came = f"{field}={_quote(value)}"
+    if field.endswith("alpha"):
+        off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}.get(field, "prob=0")
+        fix = f"pass one like 0.2; to do without, use {off}"
+        return _number(where, came, value, math.inf, "a finite number above 0", fix)
+    if field in ("prob", "switch_prob", "label_smoothing"):
+        return _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.5")
+    if field.endswith("minmax") and value is not None:
+        return _minmax(where, came, value)
+    if field == "num_classes" and value is not None:
+        if not (_is_int(value) and 0 < value < 2**31):
+            fix = "pass the number of classes, or None if labels are [B, K] already"
+            error = ValueError if _is_int(value) else TypeError
+            _fail(error, where, came, "an int above 0 (and an int32) or None", fix)
+        return int(value)
+    if field == "mode" and not (isinstance(value, str) and value in MODES):
+        fix = f"{_nearest(value, MODES)}see the docstring for what each does"
+        _fail(ValueError, where, came, f"one of {MODES}", fix)
+    if field == "sparse_labels" and not isinstance(value, bool):
+        _fail(TypeError, where, came, "True or False", "pass one of them")
+    if field == "spatial_axes":
+        return _axes(where, value)
+    if field == "sharding":
+        _sharding(where, value)
+    elif field == "image_key" and isinstance(value, tuple):
+        if not value:
+            _fail(ValueError, where, came, "at least one name", "pass image_key='image'")
+        for key in value:
+            name(where, field, key)
+    elif field.endswith("_key") and (value is not None or field in ("image_key", "seed_key")):
+        name(where, field, value)
+    return value
+
+
+def _number(where: str, came: str, value: Any, high: float, expected: str, fix: str) -> float:
+    """A number in [0, high], or in (0, ∞) if `high` is infinite."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        _fail(TypeError, where, f"{field}={value!r}", expected, fix)
-    if not (0 < float(value) < high if positive else 0 <= float(value) <= high):  # NaN is neither
-        _fail(ValueError, where, f"{field}={value!r}", expected, fix)
+        _fail(TypeError, where, came, expected, fix)
+    try:
+        number = float(value)
+    except OverflowError:  # an int or a fraction beyond all floats
+        number = math.nan
+    if not (0 < number < high if math.isinf(high) else 0 <= number <= high):  # NaN is neither
+        _fail(ValueError, where, came, expected, fix)
+    return number
+
+
+def _minmax(where: str, came: str, value: Any) -> tuple[float, float]:
+    fix = "pass fractions of a side, like (0.2, 0.8)"
+    if not isinstance(value, tuple) or len(value) != 2:
+        _fail(TypeError, where, came, "a pair (lo, hi)", fix)
+    expected = "(lo, hi), numbers from 0 to 1"
+    lo, hi = (_number(where, came, bound, 1, expected, fix) for bound in value)
+    if lo > hi:
+        _fail(ValueError, where, came, "lo <= hi", f"swap them: {value[::-1]!r}")
+    return lo, hi
 
 
 def name(where: str, field: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
-        _fail(
-            TypeError, where, f"{field}={value!r}", "a field's name", "pass a string like 'image'"
-        )
-
-
-def parameters(transform: _MixedBatch) -> None:
-    """Checks all fields of a transform, and turns lists into tuples so that it can be hashed."""
-    where = type(transform).__name__
-    fields = vars(transform)
-    for field in ("image_key", "spatial_axes", "minmax", "cutmix_minmax"):
-        if isinstance(fields.get(field), list):
-            object.__setattr__(transform, field, tuple(fields[field]))
-    for field, value in fields.items():
-        if field.endswith("alpha"):
-            off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}
-            number(where, field, value, math.inf, off.get(field, "prob=0"))
-        elif field in ("prob", "switch_prob", "label_smoothing"):
-            number(where, field, value, 1)
-        elif field.endswith("minmax") and value is not None:
-            if not isinstance(value, tuple) or len(value) != 2:
-                fix = "pass fractions of a side, like (0.2, 0.8)"
-                _fail(TypeError, where, f"{field}={value!r}", "a pair (lo, hi)", fix)
-            for bound in value:
-                number(where, field, bound, 1)
-            if value[0] > value[1]:
-                fix = f"swap them: {value[::-1]!r}"
-                _fail(ValueError, where, f"{field}={value!r}", "lo <= hi", fix)
-    if transform.mode not in MODES:
-        fix = f"{_nearest(transform.mode, MODES)}see the docstring for what each does"
-        _fail(ValueError, where, f"mode={transform.mode!r}", f"one of {MODES}", fix)
-    classes = transform.num_classes
-    if classes is not None and not (_is_int(classes) and classes > 0):
-        error = ValueError if _is_int(classes) else TypeError
-        fix = "pass the number of classes, or None if labels are [B, K] already"
-        _fail(error, where, f"num_classes={classes!r}", "an int above 0 or None", fix)
-    _sparse(where, transform)
-    _keys(where, transform)
-    _sharding(where, transform.sharding)
-    if "spatial_axes" in fields:
-        _axes(where, fields["spatial_axes"])
+        fix = "pass a string like 'image'"
+        _fail(TypeError, where, f"{field}={_quote(value)}", "a field's name", fix)
 
 
 def _sparse(where: str, transform: _MixedBatch) -> None:
-    sparse = transform.sparse_labels
-    if not isinstance(sparse, bool):
-        _fail(TypeError, where, f"sparse_labels={sparse!r}", "True or False", "pass one of them")
     came = "sparse_labels=True"
-    if sparse and transform.label_smoothing:
+    if transform.sparse_labels and transform.label_smoothing:
         came += f" with label_smoothing={transform.label_smoothing}"
         _fail(ValueError, where, came, "label_smoothing=0", "smooth in the loss instead")
-    if sparse and transform.label_key is None:
+    if transform.sparse_labels and transform.label_key is None:
         came += " with label_key=None"
         _fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
+
+
+def _keys(where: str, transform: _MixedBatch) -> None:
+    keys: list[tuple[str, str | None]] = [("image_key", key) for key in transform._image_keys]
+    keys += [(field, getattr(transform, field, None)) for field in ("mask_key", "label_key")]
+    keys += [("seed_key", transform.seed_key)]
+    keys += [("sparse_labels", LABEL_WEIGHT)] * transform.sparse_labels
+    for i, (field, key) in enumerate(keys):
+        for other, same in keys[:i]:
+            if key == same and key is not None:
+                came = f"{key!r} named twice, by {other} and {field}"
+                _fail(ValueError, where, came, "different fields", "rename one")
+
+
+def _axes(where: str, axes: Any) -> tuple[int, ...]:
+    fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
+    if not isinstance(axes, tuple) or not axes or not all(map(_is_int, axes)):
+        _fail(TypeError, where, f"spatial_axes={_quote(axes)}", "a tuple of axes", fix)
+    if 0 in axes:
+        _fail(ValueError, where, f"spatial_axes={axes}", "no 0, the batch axis", fix)
+    if len(set(axes)) < len(axes):
+        _fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
+    return tuple(map(int, axes))
 
 
 def _sharding(where: str, sharding: Any) -> None:
@@ -124,14 +167,14 @@ def _sharding(where: str, sharding: Any) -> None:
         return
     fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
     if not isinstance(sharding, jax.sharding.Sharding):
-        came = f"sharding={sharding!r}"
+        came = f"sharding={_quote(sharding)}"
         _fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
     spec = sharding.spec if isinstance(sharding, jax.sharding.NamedSharding) else ()
     if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
         came = f"sharding with {spec}"
         _fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
     if not sharding.addressable_devices:
-        came = f"sharding={sharding!r}, none of whose devices is this process's"
+        came = f"sharding={_quote(sharding)}, none of whose devices is this process's"
         _fail(ValueError, where, came, "devices of this process", fix)
 
 
@@ -150,31 +193,6 @@ def worker(transform: _MixedBatch) -> None:
     _fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
 
 
-def _keys(where: str, transform: _MixedBatch) -> None:
-    images = transform.image_key
-    if images == ():
-        _fail(ValueError, where, "image_key=()", "at least one name", "pass image_key='image'")
-    for key in images if isinstance(images, tuple) else (images,):
-        name(where, "image_key", key)
-    for field in ("label_key", "mask_key", "seed_key"):
-        if getattr(transform, field, None) is not None or field == "seed_key":
-            name(where, field, getattr(transform, field))
-    keys = (*transform._keys, *[LABEL_WEIGHT] * transform.sparse_labels)
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        _fail(ValueError, where, f"{twice} named twice in {keys}", "different fields", "rename one")
-
-
-def _axes(where: str, axes: Any) -> None:
-    fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
-    if not isinstance(axes, tuple) or not axes or not all(map(_is_int, axes)):
-        _fail(TypeError, where, f"spatial_axes={axes!r}", "a tuple of axes", fix)
-    if 0 in axes:
-        _fail(ValueError, where, f"spatial_axes={axes}", "no 0, the batch axis", fix)
-    if len(set(axes)) < len(axes):
-        _fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
-
-
 # --- records and batches ----------------------------------------------------------------------
 
 
@@ -188,9 +206,10 @@ def record(seed_key: str, fields: Any, rng: Any) -> None:
         fix = "pass another seed_key, here and behind Batch, and use RecordSeed once"
         came = f"{seed_key!r} is taken in a record with {sorted(map(str, fields))}"
         _fail(KeyError, where, came, "a free name", fix)
-    if rng is None:
+    if not isinstance(rng, np.random.Generator):
         fix = "give the sampler one, like IndexSampler(..., seed=0); put RecordSeed before FlatMap"
         came = f"no generator for {seed_key!r}: the sampler has no seed, or a FlatMap lost it"
+        came = came if rng is None else f"rng is a {type(rng).__name__}"
         _fail(ValueError, where, came, "a numpy.random.Generator", fix)
 
 
@@ -205,31 +224,38 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
             _missing(where, transform, key, fields)
         if not _is_array(fields[key]):
             fix = "put grain.transforms.Batch before this, and let records hold NumPy arrays"
-            came = f"{key!r} is a {type(fields[key]).__name__}"
-            _fail(TypeError, where, came, "an array [B, ...]", fix)
+            _fail(TypeError, where, f"{key!r} is a {_what(fields[key])}", "an array [B, ...]", fix)
     if transform.sparse_labels and LABEL_WEIGHT in fields:
         came = f"{LABEL_WEIGHT!r} is in the batch"
         _fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
-    size = seeds(where, transform.seed_key, fields[transform.seed_key])
-    first, *others = transform._image_keys
+    size = _seeds(where, transform.seed_key, fields[transform.seed_key])
     for key in transform._keys:
         if fields[key].shape[:1] != (size,):
-            came = f"{key!r} is {_array(fields[key])}, but {transform.seed_key!r} has {size} seeds"
+            came = f"{key!r} is {_what(fields[key])}, but {transform.seed_key!r} has {size} seeds"
             _fail(ValueError, where, came, "as many seeds as records", "take both from one batch")
-    for key in transform._image_keys:
-        dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
+    first, *others = transform._image_keys
     shape = fields[first].shape
-    axes = spatial_axes(where, transform._recipe.spatial_axes, first, shape)
+    _dtype(where, first, fields[first].dtype, averaged=transform._recipe.mixup_alpha is not None)
+    axes = _spatial_axes(where, transform._recipe.spatial_axes, first, shape)
     for key in (*others, *transform._mask_keys):
-        dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
+        _dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
         own = axes_of(axes, shape, fields[key].shape)
         sizes = [fields[key].shape[axis : axis + 1] for axis in own]
         if sizes != [(shape[axis],) for axis in axes]:
-            came = f"{key!r} is {_array(fields[key])}, but {first!r} is {_array(fields[first])}"
+            came = f"{key!r} is {_what(fields[key])}, but {first!r} is {_what(fields[first])}"
             fix = f"resize {key!r} to match, since both are cut with one box"
             _fail(ValueError, where, came, f"the same sizes along axes {axes}", fix)
     if transform.label_key is not None:
         _labels(where, transform, fields[transform.label_key])
+
+
+def concrete(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
+    """Checks that `map` is not under `jit`."""
+    for key in transform._keys:
+        if isinstance(fields[key], jax.core.Tracer):
+            came = f"map under jit, {key!r} is {_what(fields[key])} without values"
+            fix = "inside jit, grad, vmap and shard_map call mix, which is the same"
+            _fail(TypeError, type(transform).__name__, came, "arrays with values", fix)
 
 
 def whole_pairs(transform: _MixedBatch, size: int, slices: int) -> None:
@@ -247,29 +273,34 @@ def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int
     size = fields[transform.seed_key].shape[0]
     whole_pairs(transform, size, slices)
     for key, value in fields.items():
+        came = f"{key!r} is {_what(value)}"
         if not _is_array(value) or value.shape[:1] != (size,):
-            came = f"{key!r} is {_array(value) if _is_array(value) else type(value).__name__}"
             fix = "drop the field before Batch, or let records hold it as a NumPy array"
             _fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
-        kept = jax.dtypes.canonicalize_dtype(value.dtype) if value.dtype.kind in "biufcV" else None
-        if kept is None:
+        if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool", "complex64", "complex128"):
             fix = "drop the field before Batch, or encode it as numbers"
-            _fail(TypeError, where, f"{key!r} is {_array(value)}", "numbers to put on devices", fix)
-        if value.dtype.kind in "iu" and kept != value.dtype and (value.astype(kept) != value).any():
-            came = f"{key!r} is {_array(value)} with values up to {value.max()}"
-            fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
-            _fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
+            _fail(TypeError, where, came, "numbers to put on devices", fix)
+        kept = jax.dtypes.canonicalize_dtype(value.dtype)
+        if kept != value.dtype and key not in transform._keys:
+            with np.errstate(over="ignore"):
+                narrow = value.astype(kept)
+            whole = value.dtype.kind in "iu"  # others lose digits, as ever in JAX
+            lost = narrow != value if whole else np.isinf(narrow) & ~np.isinf(value)
+            if lost.any():
+                came += f" with values up to {np.abs(value).max()}"
+                fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
+                _fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
 
 
-def seeds(where: str, key: str, value: Any) -> int:
+def _seeds(where: str, key: str, value: Any) -> int:
     """Checks seeds and returns how many there are."""
     expected = "uint32 [B], a seed a record"
     if value.shape == ():
         fix = "the order is RecordSeed, grain.transforms.Batch, then this transform"
         _fail(ValueError, where, f"{key!r} is one seed", expected, fix)
-    if value.dtype != np.uint32 or len(value.shape) != 1:
+    if str(value.dtype) != "uint32" or len(value.shape) != 1:
         fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
-        _fail(TypeError, where, f"{key!r} is {_array(value)}", expected, fix)
+        _fail(TypeError, where, f"{key!r} is {_what(value)}", expected, fix)
     if value.shape == (0,):
         _fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
     return int(value.shape[0])
@@ -280,36 +311,23 @@ def draw(transform: _MixedBatch, values: Any, image_shape: Any) -> None:
     where = f"{type(transform).__name__}.draw"
     if not _is_array(values):
         fix = 'pass batch["mix_seed"], or np.arange(B, dtype=np.uint32)'
-        _fail(TypeError, where, f"seeds is a {type(values).__name__}", "an array", fix)
-    size = seeds(where, "seeds", values)
+        _fail(TypeError, where, f"seeds is a {_what(values)}", "an array", fix)
+    size = _seeds(where, "seeds", values)
     fix = "pass that of the whole batch's images, B first, B the number of seeds"
     if not isinstance(image_shape, Sequence) or not all(map(_is_int, image_shape)):
-        _fail(TypeError, where, f"image_shape={image_shape!r}", "a shape", fix)
+        _fail(TypeError, where, f"image_shape={_quote(image_shape)}", "a shape", fix)
     if tuple(image_shape[:1]) != (size,):
-        _fail(ValueError, where, f"image_shape={tuple(image_shape)}", f"({size}, ...)", fix)
-    spatial_axes(where, transform._recipe.spatial_axes, "image_shape", tuple(image_shape))
-
-
-def label_range(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
-    """Checks the values of class ids that are on the host."""
-    key, classes = transform.label_key, transform.num_classes
-    if key is None or fields[key].ndim != 1 or not isinstance(fields[key], np.ndarray):
-        return
-    low, high = int(fields[key].min()), int(fields[key].max())
-    if low < 0 or high >= (classes or 2**31):
-        came = f"{key!r} from {low} to {high}"
-        fix = "raise num_classes, or mend the labels (counted from 1? missing ones marked -1?)"
-        expected = f"0 <= {key} < " + (f"num_classes={classes}" if classes else f"{2**31} (int32)")
-        _fail(ValueError, type(transform).__name__, came, expected, fix)
+        _fail(ValueError, where, f"image_shape={_quote(tuple(image_shape))}", f"({size}, ...)", fix)
+    _spatial_axes(where, transform._recipe.spatial_axes, "image_shape", tuple(image_shape))
 
 
 def _labels(where: str, transform: _MixedBatch, value: Any) -> None:
     classes, shape = transform.num_classes, value.shape
-    came = f"{transform.label_key!r} is {_array(value)}"
+    came = f"{transform.label_key!r} is {_what(value)}"
     expected = "class ids, integers [B], or soft labels, floats [B, K]"
-    integer = jnp.issubdtype(value.dtype, jnp.integer)
-    if not integer and not jnp.issubdtype(value.dtype, jnp.floating) and not _is_bool(value.dtype):
-        fix = "encode them as numbers, or set label_key=None"
+    integer = str(value.dtype) in INTEGERS
+    if not integer and str(value.dtype) not in (*FLOATS, "bool"):
+        fix = _native(value.dtype) or "encode them as numbers, or set label_key=None"
         _fail(TypeError, where, came, expected, fix)
     if transform.sparse_labels:
         if not integer or len(shape) != 1:
@@ -326,23 +344,58 @@ def _labels(where: str, transform: _MixedBatch, value: Any) -> None:
     elif len(shape) == 2 and shape[1] != (classes or shape[1]):
         fix = f"pass num_classes={shape[1]}, or for class ids drop the last axis, label[:, 0]"
         _fail(ValueError, where, came, f"[B, {classes}] for num_classes={classes}", fix)
+    elif shape[1:] == (1,) and integer and classes is None:  # to average class ids means nothing
+        fix = "for class ids pass num_classes and label[:, 0]; else cast to float32"
+        _fail(ValueError, where, came, expected, fix)
 
 
-def dtype(where: str, key: str, value: Any, averaged: bool) -> None:
-    """Checks that JAX holds the dtype and, for MixUp, that it can be averaged."""
-    allowed = AVERAGED if averaged else (*AVERAGED, "bool")
-    if str(value) in allowed:
+def label_range(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
+    """Checks the values of labels: class ids, and of others that float32 holds them."""
+    where, key, classes = type(transform).__name__, transform.label_key, transform.num_classes
+    if key is None or isinstance(fields[key], jax.core.Tracer):
         return
-    if _is_bool(value):
+    if isinstance(fields[key], jax.Array) and not fields[key].is_fully_addressable:
+        return
+    labels = np.asarray(jax.device_get(fields[key]))
+    if labels.ndim == 1:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= (classes or 2**31):
+            fix = "raise num_classes, or mend the labels (counted from 1? missing ones marked -1?)"
+            end = f"num_classes={classes}" if classes else f"{2**31} (int32)"
+            _fail(ValueError, where, f"{key!r} from {low} to {high}", f"0 <= {key} < {end}", fix)
+    elif str(labels.dtype) in ("int32", "uint32", "int64", "uint64", "float64"):
+        integer = labels.dtype.kind in "iu"
+        limit = 2**24 if integer else float(np.finfo(np.float32).max)
+        finite = labels if integer else labels[np.isfinite(labels)]
+        if finite.size and (finite.max() > limit or finite.min() < -limit):
+            came = f"{key!r} from {finite.min()} to {finite.max()}"
+            _fail(ValueError, where, came, f"values that float32 holds, to {limit}", "scale them")
+
+
+def _dtype(where: str, key: str, value: Any, averaged: bool) -> None:
+    """Checks that JAX holds the dtype and, for MixUp, that it can be averaged."""
+    kind, allowed = str(value), AVERAGED if averaged else (*AVERAGED, "bool")
+    if kind in allowed:
+        return
+    if kind == "bool":
         fix = "cast it to float32 or uint8, or use CutMixBatch, which copies"
-    elif str(value) in ("float64", "int64", "uint64"):
-        fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{str(value)[:-2]}32)"
+    elif kind in ("float64", "int64", "uint64"):
+        fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{kind[:-2]}32)"
+    elif kind in ("complex64", "complex128"):
+        fix = "convert it to its magnitude, or to real and imaginary parts as channels"
     else:
-        fix = "decode or convert it to one of these before Batch"
+        fix = _native(value) or "decode or convert it to one of these before Batch"
     _fail(TypeError, where, f"{key!r} is {value}", f"one of {', '.join(allowed)}", fix)
 
 
-def spatial_axes(
+def _native(dtype: Any) -> str:
+    """The fix for swapped bytes, if they are."""
+    if getattr(dtype, "isnative", True) or dtype.kind not in "iuf":
+        return ""
+    return f"its bytes are swapped, so cast it before, .astype(np.{dtype.newbyteorder('=')})"
+
+
+def _spatial_axes(
     where: str, axes: Sequence[int], key: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The axes, counted from the front; each must exist, once, and have a length."""
@@ -354,6 +407,9 @@ def spatial_axes(
     if min(shape) < 1:
         came = f"{key!r} of shape {shape}"
         _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
+    if any(shape[axis] > 2**24 for axis in front):  # the grid of λ
+        came = f"{key!r} of shape {shape}"
+        _fail(ValueError, where, came, f"at most {2**24} pixels along an axis", "cut it up before")
     return front
 
 
@@ -390,28 +446,32 @@ def formula(where: str, images: Any, partner: Any, averaged: bool) -> None:
     """Checks `images` and `partner`."""
     for field, value in (("images", images), ("partner", partner)):
         if not _is_array(value) or value.shape[:1] in ((), (0,)):
-            came = f"{field} is {_array(value) if _is_array(value) else type(value).__name__}"
             fix = "pass at least one record" if _is_array(value) else f"pass np.asarray({field})"
+            came = f"{field} is {_what(value)}"
             _fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
-    dtype(where, "images", images.dtype, averaged)
+    _dtype(where, "images", images.dtype, averaged)
     size = images.shape[0]
-    fix = "pass the batch position of each record's partner"
-    if not jnp.issubdtype(partner.dtype, jnp.integer) or partner.shape != (size,):
-        _fail(ValueError, where, f"partner is {_array(partner)}", f"integers [{size}]", fix)
-    _values(where, "partner", partner, 0, size - 1)
+    if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
+        fix = "pass the batch position of each record's partner"
+        _fail(ValueError, where, f"partner is {_what(partner)}", f"integers [{size}]", fix)
+    _values(where, "partner", partner, 0, size - 1, "partners count from 0")
 
 
-def lam(where: str, value: Any, size: int) -> jax.Array:
-    """Checks and returns the weights of `mixup`."""
-    if np.shape(value) != (size,):
-        fix = f"for one weight for all pass np.full({size}, lam)"
-        _fail(ValueError, where, f"lam of shape {np.shape(value)}", f"[{size}]", fix)
+def lam(where: str, value: Any, size: int) -> Any:
+    """Checks the weights of `mixup`, and returns them as an array."""
     if not _is_array(value):
-        value = np.asarray(value)
-    if value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating):
-        _fail(TypeError, where, f"lam is {_array(value)}", f"numbers [{size}]", "pass floats")
-    _values(where, "lam", value, 0, 1)
-    return jnp.asarray(value, jnp.float32)
+        try:
+            value = np.asarray(value)
+        except ValueError:  # NumPy's, of lists of different lengths
+            value = np.empty((), object)
+    if value.shape != (size,):
+        fix = f"for one weight for all pass np.full({size}, lam)"
+        _fail(ValueError, where, f"lam of shape {value.shape}", f"[{size}]", fix)
+    if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool"):
+        fix = _native(value.dtype) or "pass floats"
+        _fail(TypeError, where, f"lam is {_what(value)}", f"numbers [{size}]", fix)
+    _values(where, "lam", value, 0, 1, "clip lam to this")
+    return value
 
 
 def box(
@@ -420,28 +480,29 @@ def box(
     """Checks the boxes of `cutmix` and returns their axes, counted from the front."""
     fix = "give each record (start, stop) in pixels along each of the n spatial axes"
     expected = f"integers [{shape[0]}, n, 2]"
-    if not _is_array(value):
-        _fail(TypeError, where, f"box is a {type(value).__name__}", expected, "pass an array")
-    if not jnp.issubdtype(value.dtype, jnp.integer):
-        _fail(TypeError, where, f"box is {_array(value)}", expected, fix)
+    if not _is_array(value) or str(value.dtype) not in INTEGERS:
+        _fail(TypeError, where, f"box is {_what(value)}", expected, fix)
     if len(value.shape) != 3 or value.shape[::2] != (shape[0], 2) or value.shape[1] == 0:
         _fail(ValueError, where, f"box of shape {value.shape}", expected, fix)
     if axes is None:
         axes = tuple(range(1, 1 + value.shape[1]))
-    axes = tuple(axes) if isinstance(axes, list) else axes
-    _axes(where, axes)
-    front = spatial_axes(where, axes, "images", shape)
+    axes = _axes(where, tuple(axes) if isinstance(axes, list) else axes)
+    front = _spatial_axes(where, axes, "images", shape)
     if len(front) != value.shape[1]:
         came = f"spatial_axes={axes} for box of shape {value.shape}"
         _fail(ValueError, where, came, f"{value.shape[1]} axes, one for each row of a box", fix)
+    fix = "clip it to the image, and take λ from the clipped one"
+    for k, axis in enumerate(front):
+        _values(where, f"box[:, {k}]", value[:, k], 0, shape[axis], fix)
+    if not isinstance(value, jax.core.Tracer) and (value[..., 0] > value[..., 1]).any():
+        _fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
     return front
 
 
-def _values(where: str, field: str, value: Any, low: float, high: float) -> None:
+def _values(where: str, field: str, value: Any, low: float, high: float, fix: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
-    values = np.asarray(value)
+    values = np.asarray(jax.device_get(value))
     if not (low <= values.min() and values.max() <= high):
         came = f"{field} from {values.min()} to {values.max()}"
-        fix = "partners count from 0" if field == "partner" else f"clip {field} to this"
         _fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)

@@ -114,6 +114,8 @@ def _beta_quantiles(alpha: float) -> np.ndarray:
     """The inverse distribution function of Beta(α, α) at 4097 points, on the grid of λ."""
     from scipy.special import betaincinv  # comes with JAX; costs 0.2 s, so only when needed
 
+    # Beyond these the table stays as it is, while SciPy fails near the ends of all floats.
+    alpha = min(max(alpha, 1e-30), 1e30)
     # Not to 0, where a large α would make outliers of a first cell that spans half of all λ.
     quantiles = np.maximum(np.arange(2049) / 4096, 2.0**-14)
     lower = np.rint(betaincinv(alpha, alpha, quantiles) * ONE).astype(np.uint32)

@@ -54,8 +54,8 @@ def _slice_count(sharding: Sharding) -> int:
 def to_devices(sharding: Sharding, fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Sends each device its part of a process-local batch, without waiting."""
     batch_axis = NamedSharding(local_mesh(sharding), PartitionSpec(SLICES))
-    placed: dict[str, jax.Array] = jax.device_put(fields, batch_axis)
-    return placed
+    placed = jax.device_put([*fields.values()], batch_axis)
+    return dict(zip(fields, placed, strict=True))
 
 
 def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:

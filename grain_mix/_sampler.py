@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import functools
 import sys
+from typing import Any
 
 import grain
 
@@ -76,20 +77,23 @@ class PairedSampler:
 
     def __post_init__(self) -> None:
         where, sampler = "PairedSampler", self.sampler
-        if isinstance(sampler, type) or not hasattr(sampler, "__getitem__"):
+        if isinstance(sampler, type) or not hasattr(sampler, "__getitem__") or not _deals(sampler):
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
-            _check._fail(TypeError, where, f"sampler={sampler!r}", "a Grain sampler", fix)
+            came = f"sampler={_check._quote(sampler)}"
+            _check._fail(TypeError, where, came, "a Grain sampler", fix)
         for field, least in (("shard_count", 1), ("worker_count", 0)):
             value = getattr(self, field)
             if not _check._is_int(value) or value < least:
                 error = ValueError if _check._is_int(value) else TypeError
                 fix = "pass the number that the grain.DataLoader has"
-                _check._fail(error, where, f"{field}={value!r}", f"an int from {least}", fix)
+                came = f"{field}={_check._quote(value)}"
+                _check._fail(error, where, came, f"an int from {least}", fix)
+            object.__setattr__(self, field, int(value))  # which no NumPy type overflows
         # Where Grain's own samplers keep it, and where its DataLoader looks for it, as of 0.2.18.
         own = getattr(sampler, "_shard_options", None)
         if isinstance(own, grain.sharding.ShardOptions) and own.shard_count > 1:
             fix = "give shard_options to the grain.DataLoader, and none to the sampler"
-            came = f"sampler={sampler!r}, with shards of its own"
+            came = f"sampler={_check._quote(sampler)}, with shards of its own"
             _check._fail(ValueError, where, came, "a sampler of all records", fix)
 
     def __len__(self) -> int:
@@ -119,3 +123,11 @@ class PairedSampler:
         except IndexError:
             return True
         return False
+
+
+def _deals(sampler: Any) -> bool:
+    """Whether it deals out indices, rather than the records that a data source has."""
+    try:
+        return isinstance(sampler[0], grain.RecordMetadata)
+    except LookupError:
+        return True  # it is empty

@@ -49,6 +49,7 @@ PARAMETERS = [
     call(ValueError, "alpha=-1.0 … above 0 … like 0.2", gm.CutMixBatch, alpha=-1.0),
     call(ValueError, "alpha=nan … finite … like 0.2", gm.MixUpBatch, alpha=np.nan),
     call(ValueError, "alpha=inf … finite … like 0.2", gm.CutMixBatch, alpha=np.inf),
+    call(ValueError, "alpha=1000 … finite … like 0.2", gm.MixUpBatch, alpha=10**400),
     call(TypeError, "alpha='0.2' … number … like 0.2", gm.MixUpBatch, alpha="0.2"),
     call(TypeError, "alpha=None … number … like 0.2", gm.CutMixBatch, alpha=None),
     call(TypeError, "alpha=True … number … like 0.2", gm.MixUpBatch, alpha=True),
@@ -64,12 +65,13 @@ PARAMETERS = [
     call(ValueError, "mode=None … 'pair' … docstring", gm.CutMixBatch, mode=None),
     call(TypeError, "minmax=0.5 … (lo, hi) … like (0.2, 0.8)", gm.CutMixBatch, minmax=0.5),
     call(TypeError, "minmax=(0, 1, 2) … (lo, hi) … like", gm.CutMixBatch, minmax=(0, 1, 2)),
-    call(ValueError, "minmax … 1.2 … 0 to 1 … pass", gm.CutMixBatch, minmax=(0.1, 1.2)),
-    call(ValueError, "minmax … nan … 0 to 1 … pass", gm.CutMixBatch, minmax=(np.nan, 1)),
+    call(ValueError, "minmax=(0.1, 1.2) … 0 to 1 … pass", gm.CutMixBatch, minmax=(0.1, 1.2)),
+    call(ValueError, "minmax=(nan, 1) … 0 to 1 … pass", gm.CutMixBatch, minmax=(np.nan, 1)),
     call(ValueError, "minmax=(0.8, 0.2) … (0.2, 0.8)", gm.CutMixBatch, minmax=(0.8, 0.2)),
     call(ValueError, "cutmix_minmax=(1, 0) … (0, 1)", gm.MixBatch, cutmix_minmax=(1, 0)),
     call(ValueError, "num_classes=0 … above 0 … or None", gm.MixUpBatch, num_classes=0),
     call(ValueError, "num_classes=-1 … above 0 … or None", gm.MixBatch, num_classes=-1),
+    call(ValueError, "num_classes=2147483648 … int32", gm.MixBatch, num_classes=2**31),
     call(TypeError, "num_classes=2.5 … int … or None", gm.CutMixBatch, num_classes=2.5),
     call(TypeError, "num_classes=True … int … or None", gm.MixUpBatch, num_classes=True),
     call(TypeError, "sparse_labels=1 … True or False", gm.MixUpBatch, sparse_labels=1),
@@ -94,8 +96,8 @@ PARAMETERS = [
     call(TypeError, "seed_key=None … name … string", gm.MixUpBatch, seed_key=None),
     call(TypeError, "seed_key=b's' … name … string", gm.RecordSeed, seed_key=b"s"),
     call(ValueError, "'x' … twice … different … rename", gm.MixUpBatch, image_key=["x", "x"]),
-    call(ValueError, "'label' … twice … rename", gm.CutMixBatch, mask_key="label"),
-    call(ValueError, "'image' … twice … rename", gm.MixBatch, seed_key="image"),
+    call(ValueError, "'label' … twice, by mask_key and label", gm.CutMixBatch, mask_key="label"),
+    call(ValueError, "'image' … twice, by image_key and seed", gm.MixBatch, seed_key="image"),
     call(
         ValueError,
         "'label_weight' … twice … rename",
@@ -120,6 +122,7 @@ X = np.zeros(SHAPE, np.float32)
 LAM = np.full(4, 0.5, np.float32)
 BOX = np.array([[[1, 3], [2, 5]]] * 4)
 PARTNER = np.array([1, 0, 3, 2])
+RIGHT = np.array([[0], [4]])
 
 CALLS = [
     call(TypeError, "seeds is a list … array … uint32", CUTMIX.draw, [1, 2, 3, 4], SHAPE),
@@ -159,6 +162,14 @@ CALLS = [
         PARTNER,
     ),
     call(TypeError, "box … float64", gm.cutmix, X, BOX + 0.7, PARTNER),
+    call(ValueError, "box[:, 0] from -1 to 1 … 0 <= … clip", gm.cutmix, X, BOX - 2, PARTNER),
+    call(ValueError, "box[:, 1] from 6 to 9 … <= 8 … clip", gm.cutmix, X, BOX + RIGHT, PARTNER),
+    call(ValueError, "box[:, 0] from 4294967297", gm.cutmix, X, BOX + 2**32, PARTNER),
+    call(ValueError, "box … start <= stop", gm.cutmix, X, BOX[..., ::-1], PARTNER),
+    call(ValueError, "lam of shape () … [4]", gm.mixup, X, [[0.5], [0.5, 1]], PARTNER),
+    call(TypeError, "lam is >f4 … swapped … float32", gm.mixup, X, LAM.astype(">f4"), PARTNER),
+    call(TypeError, "lam is timedelta64", gm.mixup, X, LAM.astype("m8[s]"), PARTNER),
+    call(ValueError, "image_shape … 16777216", CUTMIX.draw, SEEDS, (4, 2**25, 8)),
     *(
         call(error, message, gm.cutmix, X, BOX, PARTNER, spatial_axes=axes)
         for error, message, axes in [
@@ -222,6 +233,10 @@ EMPTY = {key: value[:0] for key, value in batch().items()}
 MISSPELT = gm.MixUpBatch(num_classes=3, image_key="imgae")
 MISSPELT_MESSAGE = "'imgae' among ['image', 'label', 'mix_seed'] … mean 'image'? … image_key"
 
+ONE_EACH = label([0], [1], [2], [0])
+HUGE, FAR = np.eye(4, 3, dtype=np.int64) * 2**40, np.eye(4, 3) * 1e300
+SWAPPED, SECONDS = np.zeros(4, ">i8"), np.zeros(4, "m8[s]")
+
 BATCHES = [
     # What a batch is made of.
     case(TypeError, "batch that is a list … dict … records", MIXUP, [1, 2]),
@@ -258,6 +273,11 @@ BATCHES = [
         label(*np.eye(4, 5)),
     ),
     case(ValueError, "'label' is int64 [4, 1] … label[:, 0]", MIX, label([0], [1], [2], [0])),
+    case(ValueError, "'label' is int64 [4, 1] … label[:, 0] … float32", gm.MixUpBatch(), ONE_EACH),
+    case(ValueError, "'label' from 0 to 1099511627776 … scale", gm.MixUpBatch(), label(*HUGE)),
+    case(ValueError, "'label' from 0.0 to 1e+300 … scale", gm.MixUpBatch(), label(*FAR)),
+    case(TypeError, "'label' is >i8 [4] … swapped … int64", MIX, batch(label=SWAPPED)),
+    case(TypeError, "'label' is timedelta64[s] [4] … encode", MIX, batch(label=SECONDS)),
     case(TypeError, "'label' is float64 [4] … label[:, None]", MIXUP, label(0.0, 1.0, 2.0, 0.0)),
     case(
         TypeError, "'label' is <U3 [4] … integers … encode", MIXUP, label("cat", "dog", "dog", "?")
@@ -271,6 +291,7 @@ BATCHES = [
     # Images and masks.
     case(TypeError, "'image' is <U3 … uint8 … decode", MIXUP, image("U3")),
     case(TypeError, "'image' is object … uint8 … decode", CUTMIX, image(object)),
+    case(TypeError, "'image' is >f4 … swapped … .astype(np.float32)", MIX, image(">f4")),
     case(TypeError, "'image' is complex64 … float32 … convert", MIX, image(np.complex64)),
     case(TypeError, "'image' is float64 … float32 … .astype(np.float32)", MIXUP, image(np.float64)),
     case(TypeError, "'image' is int64 … int32 … .astype(np.int32)", CUTMIX, image(np.int64)),
@@ -310,6 +331,22 @@ def test_batch_without_changes_is_good(transform: Any) -> None:
 def test_shapes_are_checked_under_jit() -> None:
     message = "'label' is float32 [4, 5] … [B, 3] … num_classes=5"
     assert_fails(ValueError, message, lambda: jax.jit(CUTMIX.mix)(label(*np.eye(4, 5))))
+
+
+@pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX])
+def test_map_under_jit(transform: Any) -> None:
+    message = "map under jit, 'image' is uint8 [4, 6, 8, 3] … with values … call mix"
+    assert_fails(TypeError, message, lambda: jax.jit(transform.map)(batch()))
+
+
+def test_labels_of_an_array_on_a_device() -> None:
+    on_device = batch(label=jax.numpy.array([0, 1, 2, 3]))
+    assert_fails(ValueError, "'label' from 0 to 3 … num_classes=3", lambda: MIX.mix(on_device))
+
+
+def test_records_are_no_sampler() -> None:
+    with pytest.raises(TypeError, match=r"^PairedSampler: sampler=.*; expected a Grain sampler; "):
+        gm.PairedSampler(Records(), shard_count=2)
 
 
 def starts_jax() -> str | None:
