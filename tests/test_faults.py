@@ -1,0 +1,231 @@
+"""What breaks in a pipeline ends in an error that says so, and the last state goes on from there.
+
+All of it is real: worker processes, files, signals. What Grain does about a fault is Grain's, as of
+0.2.18; that the error comes through prefetch and mixing, that nothing stays behind, and that a
+restart loses no record and repeats none, is ours.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import grain
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+
+import grain_mix as gm
+import grain_mix._loader as loader_module
+
+RECORDS, BATCH_SIZE = 96, 4
+SHAPE = (32, 48, 3)
+FAULTY = 71  # the record with a fault
+
+
+class Decode(grain.transforms.Map):
+    """Fails at one record as long as a file of that name exists."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def map(self, element: bytes) -> dict[str, Any]:
+        image = np.frombuffer(element, np.uint8, offset=1).reshape(SHAPE)
+        if element[0] == FAULTY and os.path.exists(self.fault):
+            if self.fault.endswith("shape"):
+                image = image[:-1]
+            else:
+                raise OSError(f"cannot decode {element[0]}")
+        return {"image": image, "label": element[0], "id": element[0]}
+
+
+def write_records(path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for i in range(RECORDS):
+        writer.write(bytes([i]) + rng.integers(256, size=SHAPE, dtype=np.uint8).tobytes())
+    writer.close()
+
+
+def start(folder: pathlib.Path, fault: str, worker_count: int) -> grain.DatasetIterator:
+    loader = grain.load(
+        grain.sources.ArrayRecordDataSource([str(folder / "images.array_record")]),
+        shuffle=True,
+        seed=3,
+        num_epochs=1,
+        transformations=[
+            Decode(str(folder / fault)),
+            gm.RecordSeed(),
+            grain.transforms.Batch(BATCH_SIZE),
+        ],
+        worker_count=worker_count,
+        read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=2),
+    )
+    dataset = loader_module.LoaderDataset(loader).map(gm.MixBatch(num_classes=RECORDS))
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
+
+
+def read(iterator: grain.DatasetIterator, seen: list[int]) -> dict[str, Any]:
+    """Reads to the end or to an error; appends what it saw and returns the last state."""
+    state: dict[str, Any] = iterator.get_state()
+    try:
+        for batch in iterator:
+            seen.extend(batch["id"].tolist())
+            state = iterator.get_state()
+    except Exception as error:
+        error.state = state  # type: ignore[attr-defined]
+        raise
+    return state
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    write_records(tmp_path / "images.array_record")
+    return tmp_path
+
+
+def assert_the_rest_comes(
+    folder: pathlib.Path, fault: str, worker_count: int, state: Any, seen: list[int]
+) -> None:
+    """With what was broken repaired, each record has come once in the end."""
+    again = start(folder, fault, worker_count)
+    again.set_state(json.loads(json.dumps(state)))
+    read(again, seen)
+    again.close()
+    assert sorted(seen) == list(range(RECORDS))
+    assert not multiprocessing.active_children()
+
+
+FAULTS = {
+    "error": (OSError, f"cannot decode {FAULTY}"),
+    "shape": (ValueError, "same structure|shape"),
+    "corrupt": (Exception, "[Cc]orrupt|[Dd]ecod|hash|[Ii]nvalid"),
+}
+
+
+@pytest.mark.parametrize("worker_count", [0, 2])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_record_that_cannot_be_read(fault: str, worker_count: int, folder: pathlib.Path) -> None:
+    records = folder / "images.array_record"
+    good = records.read_bytes()
+    (folder / fault).touch()
+    if fault == "corrupt":
+        # A record's own bytes, which a flipped bit in storage changes; the index stays whole.
+        image = np.random.default_rng(0).integers(256, size=(RECORDS, *SHAPE), dtype=np.uint8)
+        place = good.index(image[FAULTY].tobytes()[100:200])
+        records.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    seen: list[int] = []
+    error, message = FAULTS[fault]
+    iterator = start(folder, fault, worker_count)
+    with pytest.raises(error, match=message) as caught:
+        read(iterator, seen)
+    assert FAULTY not in seen
+    iterator.close()
+    del iterator
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+    (folder / fault).unlink()
+    records.write_bytes(good)
+    assert_the_rest_comes(folder, fault, worker_count, caught.value.state, seen)  # type: ignore
+
+
+def test_a_worker_that_is_killed(folder: pathlib.Path) -> None:
+    """As the kernel kills one when memory runs out."""
+    iterator = start(folder, "none", worker_count=2)
+    batch = next(iterator)
+    seen, state = batch["id"].tolist(), iterator.get_state()
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    with pytest.raises(RuntimeError, match=r"terminated unexpectedly with exit code -9") as caught:
+        # What is read ahead still comes; a state from before the first is not lost.
+        state = read(iterator, seen)
+    state = caught.value.state if caught.value.state is not None else state  # type: ignore
+    iterator.close()
+    assert_the_rest_comes(folder, "none", 2, state, seen)
+
+
+SCRIPT = """
+import json, pathlib, sys, time
+from absl import app
+sys.path[:0] = {path!r}
+import test_faults
+
+def main(_):
+    iterator = test_faults.start(pathlib.Path({folder!r}), "none", {worker_count})
+    print(json.dumps([[], iterator.get_state()]), flush=True)
+    for batch in iterator:
+        # The lines are the train step's own record of what it has seen, and its checkpoint.
+        print(json.dumps([batch["id"].tolist(), iterator.get_state()]), flush=True)
+        time.sleep({pause})
+    print("end", flush=True)
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+def run_script(
+    folder: pathlib.Path, worker_count: int, pause: float, *prefix: str
+) -> subprocess.Popen[str]:
+    script = SCRIPT.format(
+        folder=str(folder), worker_count=worker_count, pause=pause, path=sys.path
+    )
+    (folder / "main.py").write_text(script)
+    return subprocess.Popen(
+        [*prefix, sys.executable, str(folder / "main.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives it
+    )
+
+
+def group_is_gone(group: int) -> bool:
+    for _ in range(600):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("worker_count", [0, 2])
+def test_control_c(worker_count: int, folder: pathlib.Path) -> None:
+    """The terminal sends SIGINT to the whole group: the process and its workers."""
+    process = run_script(folder, worker_count, pause=0.2)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode not in (0, None), err
+    assert "KeyboardInterrupt" in err
+    assert "end" not in out
+    assert group_is_gone(process.pid), "processes stay behind"
+    steps = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    seen = [i for ids, _ in steps for i in ids]
+    assert_the_rest_comes(folder, "none", worker_count, steps[-1][1], seen)
+
+
+def test_no_room_for_shared_memory(folder: pathlib.Path) -> None:
+    """Workers hand batches over through /dev/shm, which containers often keep small."""
+    mount = "mount -t tmpfs -o size=16k tmpfs /dev/shm"
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*unshare, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a /dev/shm of its own needs root and mount namespaces: {error}")
+    process = run_script(folder, 2, 0, *unshare, f'{mount} && exec "$0" "$@"')
+    out, err = process.communicate(timeout=300)
+    assert process.returncode != 0, out
+    assert "end" not in out
+    assert "terminated unexpectedly with exit code -7" in err or "No space left" in err, err
+    assert group_is_gone(process.pid), "processes stay behind"

@@ -1,0 +1,87 @@
+"""JAX's settings change neither results nor peace: what users switch on for their own code."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import grain_mix as gm
+
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "x64": ("enable_x64", True),
+    "debug_nans": ("debug_nans", True),
+    "debug_infs": ("debug_infs", True),
+    "transfer_guard": ("transfer_guard", "disallow"),
+    "rank_promotion": ("numpy_rank_promotion", "raise"),
+    "threefry_partitionable": ("threefry_partitionable", True),
+    "threefry_not_partitionable": ("threefry_partitionable", False),
+    "default_prng_impl": ("default_prng_impl", "rbg"),
+    "check_tracer_leaks": ("check_tracer_leaks", True),
+}
+
+
+@contextlib.contextmanager
+def setting(name: str) -> Iterator[None]:
+    option, value = SETTINGS[name]
+    of_jax = getattr(jax, option, None)
+    with of_jax(value) if of_jax is not None else jax_config(option, value):
+        yield
+
+
+@contextlib.contextmanager
+def jax_config(option: str, value: Any) -> Iterator[None]:
+    """For settings that JAX has no context manager for."""
+    before = getattr(jax.config, f"jax_{option}")
+    jax.config.update(f"jax_{option}", value)
+    try:
+        yield
+    finally:
+        jax.config.update(f"jax_{option}", before)
+
+
+def sharding(axis_type: AxisType) -> NamedSharding:
+    mesh = jax.make_mesh((2,), ("data",), (axis_type,), devices=jax.devices()[:2])
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def everything(seed: int) -> dict[str, np.ndarray]:
+    """What all entry points make of one batch, with each of the three transforms."""
+    rng = np.random.default_rng(seed)
+    batch = {
+        "image": rng.normal(size=(4, 9, 6, 3)).astype(np.float32),
+        "depth": rng.integers(2**16, size=(4, 9, 6), dtype=np.uint16),
+        "label": rng.integers(7, size=4),
+        "mix_seed": rng.integers(2**32, size=4, dtype=np.uint32),
+    }
+    out: dict[str, Any] = {}
+    for cls in (gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch):
+        options: dict[str, Any] = {"num_classes": 7, "image_key": ("image", "depth")}
+        transform = cls(**options, label_smoothing=0.1)
+        out[f"{cls.__name__}.map"] = transform.map(batch)
+        sharded = cls(**options, sharding=sharding(AxisType.Auto))
+        out[f"{cls.__name__}.map, sharded"] = sharded.map(batch)
+        placed = jax.device_put(batch, sharding(AxisType.Explicit))
+        out[f"{cls.__name__}.mix, explicit"] = jax.jit(transform.mix)(placed)
+        out[f"{cls.__name__}.draw"] = transform.draw(batch["mix_seed"], (4, 9, 6, 3))
+    partner, lam = np.array([1, 0, 3, 2]), np.array([0.25, 0.75, 1, 0])
+    box = np.array([[[1, 3], [2, 5]]] * 4)
+    out["mixup"] = gm.mixup(batch["image"], lam, partner)
+    out["cutmix"] = gm.cutmix(batch["depth"], box, partner)
+    leaves = jax.tree.leaves_with_path(out)
+    return {jax.tree_util.keystr(path): jax.device_get(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_results_stay(name: str, rng: np.random.Generator) -> None:
+    seed = int(rng.integers(2**32))
+    expected = everything(seed)
+    with setting(name):
+        actual = everything(seed)
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert actual[key].dtype == value.dtype, key
+        np.testing.assert_array_equal(actual[key], value, key)

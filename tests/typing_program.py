@@ -1,0 +1,74 @@
+"""A user's program that uses every public name, which mypy and pyright accept and Python runs."""
+
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+import grain_mix as gm
+from grain_mix import (
+    CutMixBatch,
+    Draw,
+    LoaderDataset,
+    MixBatch,
+    MixUpBatch,
+    PairedSampler,
+    RecordSeed,
+    cutmix,
+    mixup,
+)
+
+version: str = gm.__version__
+
+
+class Records:
+    """Any data source of Grain's will do."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": np.full((8, 6, 3), index, np.uint8), "label": index}
+
+
+sampler = grain.samplers.IndexSampler(16, shuffle=True, seed=0, num_epochs=1)
+paired = PairedSampler(sampler, shard_count=1, worker_count=0)
+length: int = len(paired)
+first: int = paired[0].index
+
+mixup_batch = MixUpBatch(alpha=0.4, num_classes=16, label_smoothing=0.1, mode="pair")
+cutmix_batch = CutMixBatch(1.0, minmax=(0.2, 0.8), num_classes=16, prob=0.5)
+mix_batch = MixBatch(0.8, 1.0, switch_prob=0.5, image_key=("image",), sparse_labels=True)
+
+loader = grain.DataLoader(
+    data_source=Records(),
+    sampler=paired,
+    shard_options=grain.sharding.NoSharding(),
+    operations=[RecordSeed(), grain.transforms.Batch(4)],
+    worker_count=0,
+)
+dataset = LoaderDataset(loader).map(mix_batch)
+batch: dict[str, Any] = next(iter(dataset))
+weights = batch["label_weight"]
+
+
+def unmixed() -> dict[str, Any]:
+    record: dict[str, Any] = next(iter(LoaderDataset(loader)))
+    return record
+
+
+for transform in (mixup_batch, cutmix_batch):
+    mixed: dict[str, Any] = transform.map(unmixed())
+    again: dict[str, Any] = jax.jit(transform.mix)(dict(unmixed()))
+
+drawn: Draw = mixup_batch.draw(np.arange(4, dtype=np.uint32), (4, 8, 6, 3))
+lam: jax.Array = drawn.lam
+partner: jax.Array = drawn.partner
+images = np.zeros((4, 8, 6, 3), np.float32)
+blended: jax.Array = mixup(images, lam, partner)
+box = cutmix_batch.draw(np.arange(4, dtype=np.uint32), images.shape).box
+if box is not None:
+    pasted: jax.Array = cutmix(images, box, partner, spatial_axes=(1, 2))
+
+print(version, length, first, weights.shape, blended.shape)
