@@ -38,7 +38,7 @@ def test_the_table_of_peers_goes_between_the_marks_of_a_readme(tmp_path):
     assert printed.strip() in text
     assert "old\n" not in text
     # Peers may be skipped, for a reason, but not what is always there.
-    measured = {(row["side"].split(",")[0], row["kind"]) for row in rows if "side" in row}
+    measured = {(row["side"].split(",")[0], row["kind"]) for row in rows if "kind" in row}
     for side in ("grain_mix", "NumPy", "JAX recipe"):
         assert {(side, "MixUp"), (side, "CutMix")} <= measured
 
