@@ -10,6 +10,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+import reference
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import grain_mix as gm
@@ -19,21 +20,12 @@ KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def aligned(x: np.ndarray) -> np.ndarray:
-    """On a page of its own, like the memory that worker processes share: JAX need not copy it."""
-    memory = np.zeros(x.nbytes + 8192, np.uint8)
-    start = -memory.ctypes.data % 4096
-    out = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    out[...] = x
-    return out
-
-
 def random_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
     return {
-        "image": aligned(rng.integers(256, size=(size, 32, 24, 3), dtype=np.uint8)),
-        "label": aligned(rng.dirichlet(np.ones(9), size).astype(np.float32)),
-        "mix_seed": aligned(rng.integers(2**32, size=size, dtype=np.uint32)),
-        "extra": aligned(rng.normal(size=(size, 64, 64)).astype(np.float32)),
+        "image": reference.aligned(rng.integers(256, size=(size, 32, 24, 3), dtype=np.uint8)),
+        "label": reference.aligned(rng.dirichlet(np.ones(9), size).astype(np.float32)),
+        "mix_seed": reference.aligned(rng.integers(2**32, size=size, dtype=np.uint32)),
+        "extra": reference.aligned(rng.normal(size=(size, 64, 64)).astype(np.float32)),
     }
 
 

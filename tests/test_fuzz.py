@@ -274,15 +274,6 @@ def ragged(x: np.ndarray) -> np.ndarray:
     return rows
 
 
-def aligned(x: np.ndarray) -> np.ndarray:
-    """Where JAX takes memory as it is, without a copy."""
-    memory = np.zeros(x.nbytes + 4096, np.uint8)
-    start = -memory.ctypes.data % 4096
-    out = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    out[...] = x
-    return out
-
-
 def read_only(x: np.ndarray) -> np.ndarray:
     x = x.copy()
     x.flags.writeable = False
@@ -298,7 +289,7 @@ def with_value(x: np.ndarray, value: Any) -> np.ndarray:
 
 SAME: dict[str, Callable[[np.ndarray], Any]] = {
     "read-only": read_only,
-    "aligned": aligned,
+    "aligned": reference.aligned,
     "every other": lambda x: np.repeat(x, 2, axis=0)[::2],
     "backwards": lambda x: x[::-1].copy()[::-1],
     "Fortran order": np.asfortranarray,

@@ -346,3 +346,20 @@ def test_bfloat16_is_blended_in_float32(rng: np.random.Generator) -> None:
     mixed = np.asarray(gm.mixup(images, lam[:, 0], np.array([1, 0]))).astype(np.float64)
     half_a_unit = 2.0**-9 * 2.0 ** np.ceil(np.log2(np.maximum(np.abs(exact), 1e-30)))
     assert (np.abs(mixed - exact) <= half_a_unit + 2e-7).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_every_pair_of_bytes(dtype: type, rng: np.random.Generator) -> None:
+    one = 2**24
+    weights = np.concatenate([[1, 2**15, 2**23 - 1, 2**23, one - 1], rng.integers(1, one, 27)])
+    values = np.arange(256, dtype=np.uint8).view(dtype)
+    pair = np.stack([np.repeat(values, 256), np.tile(values, 256)])
+    images = np.tile(pair, (len(weights), 1))
+    lam = np.repeat(weights / one, 2).astype(np.float32)
+    mixed = np.asarray(gm.mixup(images, lam, np.arange(len(images)) ^ 1))
+    x, y = pair.astype(np.int64)
+    for i, weight in enumerate(weights):
+        total = weight * x + (one - weight) * y
+        low, rest = total // one, total % one
+        expected = low + (rest > one // 2) + ((rest == one // 2) & (low % 2 == 1))
+        np.testing.assert_array_equal(mixed[2 * i], expected, f"weight {weight}")

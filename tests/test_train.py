@@ -120,11 +120,12 @@ def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_calibration_error(rng: np.random.Generator) -> None:
-    """Of predictions that are right exactly as often as they say it's 0; shifted, the shift."""
+    """It's 0 where predictions are right as often as they say; too sure and too modest add up."""
     confidence = np.repeat([0.65, 0.85], 20)
     log_probs = np.log(np.stack([confidence, 1 - confidence], axis=1))
     labels = np.concatenate([np.arange(20) >= 13, np.arange(20) >= 17]).astype(int)
     order = rng.permutation(40)
     assert compare.calibration_error(log_probs[order], labels[order]) == pytest.approx(0)
-    wrong = np.where(np.arange(40) < 3, 1, labels)  # three of the first twenty more
-    assert compare.calibration_error(log_probs[order], wrong[order]) == pytest.approx(3 / 40)
+    labels[:3] = 1  # three of the first twenty less are right, two of the others more
+    labels[37:39] = 0
+    assert compare.calibration_error(log_probs[order], labels[order]) == pytest.approx(5 / 40)
