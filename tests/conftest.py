@@ -1,7 +1,10 @@
 """What all tests share."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 import hypothesis
 import numpy as np
@@ -10,6 +13,12 @@ from absl import flags
 
 # Eight devices for the tests of sharding; read when JAX starts its first platform.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Grain's workers and the examples' processes need not compile again what this process has, or each
+# other. Each of pytest's processes has its own: JAX may read an entry that another still writes.
+CACHE = tempfile.mkdtemp(prefix="grain_mix-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 
 # Like Ctrl-C, which lets fixtures end the processes that they started.
