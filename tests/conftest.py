@@ -23,6 +23,8 @@ flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 
 # Like Ctrl-C, which lets fixtures end the processes that they started.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
+# A job in the background of a script ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first example of a shape compiles, which takes as long as it takes. In CI the examples are the
 # same each time, as in Hypothesis's own profile for CI: what fails there is due to a change.
