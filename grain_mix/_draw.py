@@ -141,7 +141,8 @@ def _paper_side(length: int, bits: jax.Array, weight: jax.Array, n: int) -> jax.
     # Platforms round roots differently, so one pixel is mended: side s begins at ⌈2²⁴·(s/L)ⁿ⌉.
     begins = [-(-ONE * s**n // length**n) for s in range(length + 1)]
     table = jnp.asarray(np.array([*begins, 2**32 - 1], np.uint32))
-    side = side + (table[side + 1] <= weight) - (weight < table[side])
+    side = jnp.where(weight < table[side], side - 1, side)
+    side = jnp.where(table[side + 1] <= weight, side + 1, side)
     start = (bits[0] % np.uint32(length)).astype(jnp.int32) - side // 2
     return jnp.stack([start, start + side], axis=1).clip(0, length)
 

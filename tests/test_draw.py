@@ -188,9 +188,14 @@ def test_modes_share_the_first_records_draw(rng: np.random.Generator) -> None:
 def test_known_answers() -> None:
     """These numbers never change, on no platform and in no version: they are users' runs."""
     seeds = np.array([0, 1, 2, 3, 2**31, 2**32 - 1], np.uint32)
-    lam = draw(gm.MixUpBatch(alpha=0.2), seeds, 224, 224).lam
-    assert (lam.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["mixup"]
+    for alpha, expected in KNOWN["mixup"].items():
+        lam = draw(gm.MixUpBatch(alpha=alpha), seeds, 224, 224).lam
+        assert (lam.astype(np.float64) * 2**24).astype(int).tolist() == expected, alpha
     assert draw(gm.CutMixBatch(), seeds, 224, 160).box.reshape(6, 4).tolist() == KNOWN["cutmix"]
+    video = gm.CutMixBatch(spatial_axes=(1, 2, 3))
+    assert draw(video, seeds, 16, 112, 96).box.reshape(6, 6).tolist() == KNOWN["video"]
+    audio = gm.CutMixBatch(alpha=0.3, spatial_axes=(1,))
+    assert draw(audio, seeds, 48_000).box.reshape(6, 2).tolist() == KNOWN["audio"]
     minmax = gm.CutMixBatch(minmax=(0.25, 0.75), spatial_axes=(1,))
     assert draw(minmax, seeds, 48_000).box.reshape(6, 2).tolist() == KNOWN["minmax"]
     both = draw(gm.MixBatch(prob=0.7), seeds, 32, 32)
@@ -198,8 +203,30 @@ def test_known_answers() -> None:
     assert (both.outside.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["outside"]
 
 
-KNOWN = {
-    "mixup": [195289, 6010292, 29878, 5983067, 16777216, 16663394],
+KNOWN: dict[str, Any] = {
+    "mixup": {
+        0.05: [1, 1990811, 0, 1947828, 16777216, 16777216],
+        0.2: [195289, 6010292, 29878, 5983067, 16777216, 16663394],
+        0.4: [1310285, 6969706, 521672, 6952904, 16776509, 15770321],
+        1: [3628832, 7612800, 2489584, 7603504, 16600816, 13521904],
+        8: [6733480, 8141198, 6204725, 8138221, 12908938, 10205243],
+    },
+    "video": [
+        [2, 16, 40, 112, 0, 45],
+        [0, 8, 0, 77, 38, 96],
+        [5, 16, 0, 59, 40, 96],
+        [0, 9, 0, 73, 44, 96],
+        [1, 4, 51, 75, 22, 43],
+        [5, 14, 0, 42, 24, 79],
+    ],
+    "audio": [
+        [1121, 47089],
+        [0, 25142],
+        [0, 38694],
+        [33008, 48000],
+        [6306, 6306],
+        [47041, 48000],
+    ],
     "cutmix": [
         [0, 140, 0, 114],
         [63, 224, 20, 138],

@@ -17,6 +17,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "debug_infs": ("debug_infs", True),
     "transfer_guard": ("transfer_guard", "disallow"),
     "rank_promotion": ("numpy_rank_promotion", "raise"),
+    "dtype_promotion": ("numpy_dtype_promotion", "strict"),
     "threefry_partitionable": ("threefry_partitionable", True),
     "threefry_not_partitionable": ("threefry_partitionable", False),
     "default_prng_impl": ("default_prng_impl", "rbg"),
@@ -54,12 +55,13 @@ def everything(seed: int) -> dict[str, np.ndarray]:
     batch = {
         "image": rng.normal(size=(4, 9, 6, 3)).astype(np.float32),
         "depth": rng.integers(2**16, size=(4, 9, 6), dtype=np.uint16),
+        "bytes": rng.integers(256, size=(4, 9, 6, 3), dtype=np.uint8),
         "label": rng.integers(7, size=4),
         "mix_seed": rng.integers(2**32, size=4, dtype=np.uint32),
     }
     out: dict[str, Any] = {}
     for cls in (gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch):
-        options: dict[str, Any] = {"num_classes": 7, "image_key": ("image", "depth")}
+        options: dict[str, Any] = {"num_classes": 7, "image_key": ("image", "depth", "bytes")}
         transform = cls(**options, label_smoothing=0.1)
         out[f"{cls.__name__}.map"] = transform.map(batch)
         sharded = cls(**options, sharding=sharding(AxisType.Auto))
