@@ -141,8 +141,12 @@ def _between(bounds: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
     start, stop = (bound.reshape(-1, *[1] * (len(shape) - 1)) for bound in bounds.T)
     line = [length if i == axis else 1 for i, length in enumerate(shape)]
     position = jax.lax.broadcasted_iota(jnp.int32, line, axis)
-    inside: jax.Array = (start <= position) & (position < stop)
-    return inside
+    inside = (start <= position) & (position < stop)
+    # XLA's CPU compiler would repeat the comparison for each pixel of the image, which takes longer
+    # than the rest. Elsewhere a barrier only costs a kernel.
+    barrier = jax.lax.optimization_barrier
+    mask: jax.Array = jax.lax.platform_dependent(inside, cpu=barrier, default=lambda x: x)
+    return mask
 
 
 def _weigh_floats(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
