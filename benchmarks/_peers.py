@@ -27,6 +27,7 @@ class Inputs(NamedTuple):
     labels: np.ndarray  # [B]
     seeds: np.ndarray  # [B]
     classes: int
+    torch_device: str = "cpu"
 
     @property
     def one_hot(self) -> np.ndarray:
@@ -185,8 +186,8 @@ def torchvision(x: Inputs) -> Iterator[Side]:
     v2 = _torchvision("torchvision.transforms.v2")
     import torch
 
-    images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy())
-    labels = torch.from_numpy(x.labels.astype(np.int64))
+    images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy()).to(x.torch_device)
+    labels = torch.from_numpy(x.labels.astype(np.int64)).to(x.torch_device)
     pairs = list(zip(images.clone().unbind(), labels.unbind(), strict=True))
     mixes = [v2.MixUp(alpha=ALPHA, num_classes=x.classes)]
     mixes.append(v2.CutMix(alpha=ALPHA, num_classes=x.classes))
@@ -201,14 +202,14 @@ def timm(x: Inputs) -> Iterator[Side]:
     mixup = _torchvision("timm.data.mixup")
     import torch
 
-    labels = torch.from_numpy(x.labels.astype(np.int64))
+    labels = torch.from_numpy(x.labels.astype(np.int64)).to(x.torch_device)
     pairs = list(zip(x.images.transpose(0, 3, 1, 2).copy(), x.labels.astype(int), strict=True))
     for mode, draws in (("elem", "record"), ("pair", "pair"), ("batch", "batch")):
         for kind in KINDS:
             alphas = {"mixup_alpha": ALPHA * (kind == "MixUp")}
             alphas["cutmix_alpha"] = ALPHA * (kind == "CutMix")
             options = {"mode": mode, "label_smoothing": 0.0, "num_classes": x.classes}
-            images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy())
+            images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy()).to(x.torch_device)
             mix = mixup.Mixup(**alphas, **options)
             collate = mixup.FastCollateMixup(**alphas, **options)
             yield Side("stacked", kind, draws, lambda mix=mix, images=images: mix(images, labels))

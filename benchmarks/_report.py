@@ -114,6 +114,12 @@ def insert(report: Report, readme: pathlib.Path) -> None:
     readme.write_text(f"{before}{begin}\n\n{text(report)}\n\n{end}{after}")
 
 
+def reason(error: Exception) -> str:
+    """Why a peer is skipped, in a line."""
+    text = str(error).strip() or "no reason given"
+    return f"{type(error).__name__}: {text.splitlines()[0][:120]}"
+
+
 def bars(axes: Any, values: dict[str, float], title: str, unit: str) -> None:
     """Horizontal bars, the first at the top, ours in a colour of their own."""
     colours = ["C1" if name.startswith("grain_mix") else "C0" for name in values]

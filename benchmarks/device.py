@@ -2,9 +2,10 @@
 
 import pathlib
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     stats = device.memory_stats() or {} if device.platform != "cpu" else {}
     limit = LIMIT.get(device.platform, stats.get("bytes_limit", 2**34) // 8)
     rows: list[dict[str, Any]] = []
+    skipped: dict[str, None] = {}
     for dtype in ("uint8", "bfloat16", "float32"):
         for size in sizes:
             nbytes = size * side * side * 3 * jnp.dtype(dtype).itemsize
@@ -40,7 +42,9 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
                 continue
             # On a CPU a long launch needs few repeats.
             launches = max(BUFFERS, min(60, 2**28 // nbytes if device.platform == "cpu" else 60))
-            rows += _measure(device, dtype, size, side, launches, rounds)
+            # On a CPU `peers` has them, and they would take hours of large batches.
+            torch = ("timm", "torchvision") if quick or device.platform != "cpu" else ()
+            rows += _measure(device, dtype, size, side, launches, rounds, torch, skipped)
     fastest = max(row["GB/s"] for row in rows if row["side"] == "copy")
     for row in rows:
         row["of the largest copy"] = row["GB/s"] / fastest
@@ -54,12 +58,19 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
         rows=rows,
         table=[_line(row) for row in rows if "images" in row],
         plot=lambda figure: _plot(figure, rows),
-        notes=[_wait_in_words(rows[-1])],
+        notes=[_wait_in_words(rows[-1]), *skipped],
     )
 
 
 def _measure(
-    device: jax.Device, dtype: str, size: int, side: int, launches: int, rounds: int
+    device: jax.Device,
+    dtype: str,
+    size: int,
+    side: int,
+    launches: int,
+    rounds: int,
+    torch: Sequence[str],
+    skipped: dict[str, None],
 ) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     buffers = [
@@ -87,9 +98,10 @@ def _measure(
         assert mixed.shape == (size, side, side, 3)
         assert mixed.dtype == dtype
         assert bool((mixed != buffers[0]["image"]).any())
-    seconds = _in_turn(
-        {name: lambda b, run=run: run(b) for name, run in runs.items()}, buffers, launches, rounds
-    )
+    sides: dict[str, Callable[..., Any]] = {n: lambda b, run=run: run(b) for n, run in runs.items()}
+    for peer in torch:
+        sides |= _on_torch(peer, device, buffers[0], skipped)
+    seconds = _in_turn(sides, buffers, launches, rounds)
     moved = 2 * buffers[0]["image"].nbytes
     rows = []
     for name, values in seconds.items():
@@ -103,11 +115,44 @@ def _measure(
                 "spread_ms": float(np.subtract(*np.quantile(values, [0.75, 0.25]))) * 500,
                 "x copy": middle / float(np.median(seconds["copy"])),
                 "GB/s": moved / middle / 1e9,
-                "kernels": kernels(runs[name].as_text()),
-                "device_ms": _device_ms(device, runs[name], buffers),
+                "kernels": kernels(runs[name].as_text()) if name in runs else None,
+                "device_ms": _device_ms(device, runs[name], buffers) if name in runs else None,
             }
         )
     return rows
+
+
+def _on_torch(
+    peer: str, device: jax.Device, batch: dict[str, jax.Array], skipped: dict[str, None]
+) -> dict[str, Callable[..., Any]]:
+    """What timm and torchvision offer on the same device, on a batch of their own there."""
+    images, labels, seeds = map(np.asarray, batch.values())
+    place = "cpu" if device.platform == "cpu" else "cuda"
+    sides: dict[str, Callable[..., Any]] = {}
+    try:
+        offered = list(_peers.SIDES[peer](_peers.Inputs(images, labels, seeds, CLASSES, place)))
+    except Exception as error:  # absent, or without this device or dtype
+        skipped[f"Skipped: {peer}, {images.dtype} ({_report.reason(error)})."] = None
+        return sides
+    for side in [side for side in offered if side.task == "stacked"]:
+        name = f"{peer} {side.kind}, a draw a {side.draws}"
+        try:
+            mixed, soft = side.run()
+            assert mixed.shape == (len(images), 3, *images.shape[1:3])
+            assert soft.shape == (len(images), CLASSES)
+        except Exception as error:
+            skipped[f"Skipped: {name}, {images.dtype} ({_report.reason(error)})."] = None
+            continue
+        sides[name] = lambda _, run=side.run: run()
+    return sides
+
+
+def _wait(output: Any) -> None:
+    """Until an output is there, of JAX or of PyTorch."""
+    first = output[0] if isinstance(output, tuple) else None
+    if getattr(first, "is_cuda", False):
+        sys.modules["torch"].cuda.synchronize()
+    jax.block_until_ready(output)
 
 
 def _in_turn(
@@ -120,7 +165,7 @@ def _in_turn(
             start = time.perf_counter()
             for k in range(launches):
                 output = runs[name](buffers[k % len(buffers)])
-            jax.block_until_ready(output)
+            _wait(output)
             if i:
                 seconds[name].append((time.perf_counter() - start) / launches)
     return seconds

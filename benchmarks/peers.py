@@ -51,7 +51,7 @@ def _measure(
         try:
             offered = list(sides(x))
         except Exception as error:  # a peer that is absent, or broken, is a row of the table
-            skipped.setdefault(_reason(error), []).append(peer)
+            skipped.setdefault(_report.reason(error), []).append(peer)
             continue
         for side in offered:
             if side.task == "records" and dtype != "uint8":
@@ -60,7 +60,7 @@ def _measure(
             try:
                 check(x, side)
             except Exception as error:
-                skipped.setdefault(_reason(error), []).append(
+                skipped.setdefault(_report.reason(error), []).append(
                     f"{peer}, {dtype} {side.kind} of {side.task}, a draw a {side.draws}"
                 )
                 continue
@@ -73,10 +73,6 @@ def _measure(
         row = {"side": name, "task": task, "dtype": dtype, "kind": kind, "draws": draws.get(name)}
         rows.append(row | _time.summary(seconds[i], seconds["0"]))
     return rows
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
 
 
 def check(x: _peers.Inputs, side: _peers.Side) -> None:
