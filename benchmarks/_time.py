@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 Side = Callable[[], Any]
-PAUSE = 0.01  # seconds; PyTorch's threads spin for a while after their work, on everyone's cores
 
 # `time.process_time` instead adds up what all threads work, which a busy machine disturbs less.
 clock = time.perf_counter
@@ -22,7 +21,6 @@ def measure(sides: Mapping[str, Side], rounds: int) -> dict[str, np.ndarray]:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 else -1]:
-            time.sleep(PAUSE)
             start = clock()
             output = jax.block_until_ready(sides[name]())
             seconds[name].append(clock() - start)
