@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import pathlib
+import sys
 import time
 
 from benchmarks import _report, _time
@@ -12,6 +14,15 @@ SUBJECTS = {
     "device": "mixing on an accelerator, beside a copy on it",
     "pipeline": "a whole Grain loader, with and without mixing",
     "scaling": "batch size, image side, devices, classes and memory",
+}
+
+
+# Otherwise glibc hands large freed arrays back, and whether the next call waits for fresh pages, a
+# multiple of the time of a copy, depends on what other sides freed. So all keep their memory.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 
 
@@ -35,6 +46,9 @@ def main() -> None:
                 "--readme", type=pathlib.Path, help="a file to write the table into, too"
             )
     args = parser.parse_args()
+    if args.subject == "peers" and not ALLOCATOR.keys() <= os.environ.keys():
+        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ALLOCATOR)
     module = importlib.import_module(f"benchmarks.{args.subject}")
     if getattr(args, "cpu_time", False):
         _time.clock = time.process_time

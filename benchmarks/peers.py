@@ -31,7 +31,8 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     return _report.Report(
         subject="peers",
         setting=f"Batches of {size} x {side} x {side} x 3, {classes} classes, α = 1; medians of "
-        f"{rounds} alternating rounds, as multiples of the jitted copy, (milliseconds) behind.",
+        f"{rounds} alternating rounds, as multiples of the jitted copy, (milliseconds) behind; "
+        "freed memory is kept for the next call (see NOTES.md).",
         rows=rows
         + [{"side": side, "skipped": why} for why, all_ in skipped.items() for side in all_],
         table=_table(rows),

@@ -1,10 +1,12 @@
 """How the time of mixing grows with batch, image, devices and classes, and what memory it takes."""
 
+import gc
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -102,6 +104,8 @@ def _resident(run: Any, batch: Any, output: int, given: int) -> float | None:
     status, reset = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
     if output < 2**26 or not reset.exists():
         return None
+    gc.collect()
+    time.sleep(1)  # until JAX has let go of earlier outputs
     kilobytes = lambda field: int(status.read_text().partition(field)[2].split()[0])  # noqa: E731
     before = kilobytes("VmRSS:")
     try:

@@ -57,8 +57,8 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
         _check.label_range(self, fields)
         fields[self.seed_key] = self._share(fields[self.seed_key])
         if self.sharding is None:
-            placed = {key: _place.to_host(value) for key, value in fields.items()}
-            return self._merge(element, jax.device_get(_mix_jitted(self, placed)))
+            mixed = _mix_jitted(self, _place.to_host(fields))
+            return self._merge(element, jax.device_get(mixed))
         _check.sharded_batch(self, element, _place.local_mesh(self.sharding).shape[_place.SLICES])
         # Copies, or CPU devices would share the memory that the next batch may be put into.
         others = {key: np.array(element[key]) for key in element if key not in fields}

@@ -31,21 +31,28 @@ def host() -> jax.Device:
         ) from error
 
 
-def to_host(x: np.ndarray) -> jax.Array:
-    """Sends an array to the CPU device: shares its memory where that is aligned, else copies it.
-
-    XLA shares memory that begins at a multiple of 64 bytes. NumPy's arrays begin 16 bytes behind
-    one, and XLA would copy them into fresh small pages, which for a large `float32` batch takes
-    four times as long as this copy into NumPy's memory, of huge pages.
-    """
-    if x.ctypes.data % ALIGNMENT or not x.flags.c_contiguous:
-        memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT
-        copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-        copy[...] = x
-        x = copy
-    placed: jax.Array = jax.device_put(x, host())
+def to_host(fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Sends arrays to the CPU device, which shares their memory where it is aligned."""
+    placed: dict[str, jax.Array] = jax.device_put(
+        {key: _aligned(value) for key, value in fields.items()}, host()
+    )
     return placed
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy, in memory that begins at a multiple of 64 bytes.
+
+    NumPy's arrays begin 16 bytes behind one. XLA would copy them into fresh small pages, which for
+    a large `float32` batch takes four times as long as this copy into NumPy's memory, of huge
+    pages.
+    """
+    if x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
+        return x
+    memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 @functools.cache
