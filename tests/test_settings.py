@@ -50,29 +50,29 @@ def sharding(axis_type: AxisType) -> NamedSharding:
 
 
 def everything(seed: int) -> dict[str, np.ndarray]:
-    """What all entry points make of one batch, with each of the three transforms."""
+    """What all entry points make of one batch; of its draws, some are MixUp and some CutMix."""
     rng = np.random.default_rng(seed)
     batch = {
-        "image": rng.normal(size=(4, 9, 6, 3)).astype(np.float32),
-        "depth": rng.integers(2**16, size=(4, 9, 6), dtype=np.uint16),
-        "bytes": rng.integers(256, size=(4, 9, 6, 3), dtype=np.uint8),
-        "label": rng.integers(7, size=4),
-        "mix_seed": rng.integers(2**32, size=4, dtype=np.uint32),
+        "image": rng.normal(size=(8, 9, 6, 3)).astype(np.float32),
+        "depth": rng.integers(2**16, size=(8, 9, 6), dtype=np.uint16),
+        "bytes": rng.integers(256, size=(8, 9, 6, 3), dtype=np.uint8),
+        "label": rng.integers(7, size=8),
+        "mix_seed": rng.integers(2**32, size=8, dtype=np.uint32),
     }
-    out: dict[str, Any] = {}
-    for cls in (gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch):
-        options: dict[str, Any] = {"num_classes": 7, "image_key": ("image", "depth", "bytes")}
-        transform = cls(**options, label_smoothing=0.1)
-        out[f"{cls.__name__}.map"] = transform.map(batch)
-        sharded = cls(**options, sharding=sharding(AxisType.Auto))
-        out[f"{cls.__name__}.map, sharded"] = sharded.map(batch)
-        placed = jax.device_put(batch, sharding(AxisType.Explicit))
-        out[f"{cls.__name__}.mix, explicit"] = jax.jit(transform.mix)(placed)
-        out[f"{cls.__name__}.draw"] = transform.draw(batch["mix_seed"], (4, 9, 6, 3))
-    partner, lam = np.array([1, 0, 3, 2]), np.array([0.25, 0.75, 1, 0])
-    box = np.array([[[1, 3], [2, 5]]] * 4)
-    out["mixup"] = gm.mixup(batch["image"], lam, partner)
-    out["cutmix"] = gm.cutmix(batch["depth"], box, partner)
+    options: dict[str, Any] = {"num_classes": 7, "image_key": ("image", "depth", "bytes")}
+    transform = gm.MixBatch(**options, label_smoothing=0.1)
+    sharded = gm.MixBatch(**options, sharding=sharding(AxisType.Auto))
+    placed = jax.device_put(batch, sharding(AxisType.Explicit))
+    partner, lam = np.arange(8) ^ 1, np.array([0.25, 0.75, 1, 0] * 2)
+    box = np.array([[[1, 3], [2, 5]]] * 8)
+    out = {
+        "map": transform.map(batch),
+        "map, sharded": sharded.map(batch),
+        "mix, explicit": jax.jit(transform.mix)(placed),
+        "draw": transform.draw(batch["mix_seed"], (8, 9, 6, 3)),
+        "mixup": gm.mixup(batch["image"], lam, partner),
+        "cutmix": gm.cutmix(batch["depth"], box, partner),
+    }
     leaves = jax.tree.leaves_with_path(out)
     return {jax.tree_util.keystr(path): jax.device_get(leaf) for path, leaf in leaves}
 
