@@ -6,7 +6,6 @@ call that its users make for every batch. What cannot be imported or refuses an 
 
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -161,29 +160,8 @@ def jax_recipe(x: Inputs) -> Iterator[Side]:
         yield Side("stacked", kind, "batch", lambda mix=mix: mix(next(keys), images, labels))
 
 
-def _torchvision(name: str) -> Any:
-    """Imports what needs torchvision, also where its compiled operators do not load.
-
-    That is so beside a PyTorch that was built otherwise. The transforms use none of the operators,
-    but their names must be declared for torchvision to import.
-    """
-    import torch
-
-    for _ in range(10):
-        try:
-            return importlib.import_module(name)
-        except RuntimeError as error:
-            words = str(error).split()
-            if "does not exist" not in str(error) or not words[1].startswith("torchvision::"):
-                raise
-            torch.library.define(words[1], "() -> ()")
-            for module in [m for m in sys.modules if m.split(".")[0] in ("torchvision", "timm")]:
-                del sys.modules[module]
-    raise ImportError(f"{name} needs too many operators that do not load")
-
-
 def torchvision(x: Inputs) -> Iterator[Side]:
-    v2 = _torchvision("torchvision.transforms.v2")
+    v2 = importlib.import_module("torchvision.transforms.v2")
     import torch
 
     images = torch.from_numpy(x.images.transpose(0, 3, 1, 2).copy()).to(x.torch_device)
@@ -199,7 +177,7 @@ def torchvision(x: Inputs) -> Iterator[Side]:
 
 def timm(x: Inputs) -> Iterator[Side]:
     """Works in place, so it alone has no new memory to fetch; every call mixes on."""
-    mixup = _torchvision("timm.data.mixup")
+    mixup = importlib.import_module("timm.data.mixup")
     import torch
 
     labels = torch.from_numpy(x.labels.astype(np.int64)).to(x.torch_device)
