@@ -6,6 +6,7 @@ test of pytest's, since it takes as long as it is given.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import pathlib
@@ -60,6 +61,16 @@ def start() -> grain.DatasetIterator:
     return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
 
 
+def descriptors(pid: int) -> tuple[int, int]:
+    """Those of batches on their way, whose number goes up and down, and all others."""
+    links = []
+    for descriptor in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(descriptor.readlink()))
+    shared = sum(link.startswith("/dev/shm/") for link in links)
+    return shared, len(links) - shared
+
+
 def census() -> dict[str, float]:
     """What this process and its children hold now."""
     me = psutil.Process()
@@ -67,7 +78,9 @@ def census() -> dict[str, float]:
     workers = [p for p in me.children(recursive=True) if "resource_tracker" not in str(p.cmdline())]
     for name, process in [("main", me), *((f"worker {i}", p) for i, p in enumerate(workers))]:
         held[f"{name}: memory, MiB (PSS)"] = process.memory_full_info().pss / 2**20
-        held[f"{name}: file descriptors"] = process.num_fds()
+        shared, other = descriptors(process.pid)
+        held[f"{name}: file descriptors"] = other
+        held[f"{name}: those of batches in shared memory"] = shared
         held[f"{name}: threads"] = process.num_threads()
     held["segments in /dev/shm"] = len(os.listdir("/dev/shm"))
     held["compiled programs"] = _batch._mix_sharded._cache_size() + _batch._mix_jitted._cache_size()
