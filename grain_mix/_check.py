@@ -239,6 +239,7 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
     axes = _spatial_axes(where, transform._recipe.spatial_axes, first, shape)
     for key in (*others, *transform._mask_keys):
         _dtype(where, key, fields[key].dtype, averaged=transform._recipe.mixup_alpha is not None)
+        _pixels(where, key, fields[key].shape)
         own = axes_of(axes, shape, fields[key].shape)
         sizes = [fields[key].shape[axis : axis + 1] for axis in own]
         if sizes != [(shape[axis],) for axis in axes]:
@@ -404,13 +405,17 @@ def _spatial_axes(
         fix = "(1, 2) is for [B, H, W, C], (2, 3) for [B, C, H, W], (1,) for [B, T]"
         came = f"spatial_axes={tuple(axes)} for {key!r} of shape {shape}"
         _fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
-    if min(shape) < 1:
-        came = f"{key!r} of shape {shape}"
-        _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
+    _pixels(where, key, shape)
     if any(shape[axis] > 2**24 for axis in front):  # the grid of λ
         came = f"{key!r} of shape {shape}"
         _fail(ValueError, where, came, f"at most {2**24} pixels along an axis", "cut it up before")
     return front
+
+
+def _pixels(where: str, key: str, shape: tuple[int, ...]) -> None:
+    if min(shape) < 1:
+        came = f"{key!r} of shape {shape}"
+        _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
 
 
 def axes_of(

@@ -81,13 +81,15 @@ def draw(recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...]) -> Draw:
         else _minmax_side(length, bits, recipe.minmax)
         for length, bits in zip(lengths, axes, strict=True)
     ]
-    box = jnp.where(cut[:, None, None], jnp.stack(sides, axis=1), np.int32(0))
+    box = jnp.stack(sides, axis=1)
     # In float32: exact up to 2²⁴ pixels, where int32 would overflow on large volumes.
     inside = jnp.prod((box[:, :, 1] - box[:, :, 0]).astype(jnp.float32), axis=1)
     outside_box = np.float32(math.prod(lengths)) - inside
-    # Not over the constant, whose rounded reciprocal XLA would multiply with instead.
+    # Not over the constant, whose rounded reciprocal XLA would multiply with instead, as it does
+    # where it can tell that there is no box. So whether there is one is asked last.
     kept = outside_box / (outside_box + inside)
-    return Draw(kept if outside is None else jnp.where(cut, kept, outside), partner, box, outside)
+    lam = jnp.where(cut, kept, np.float32(1) if outside is None else outside)
+    return Draw(lam, partner, jnp.where(cut[:, None, None], box, np.int32(0)), outside)
 
 
 def _lam(mixed: jax.Array, weight: jax.Array) -> jax.Array:

@@ -77,7 +77,8 @@ def census() -> dict[str, float]:
     held: dict[str, float] = {}
     workers = [p for p in me.children(recursive=True) if "resource_tracker" not in str(p.cmdline())]
     for name, process in [("main", me), *((f"worker {i}", p) for i, p in enumerate(workers))]:
-        held[f"{name}: memory, MiB (PSS)"] = process.memory_full_info().pss / 2**20
+        memory = process.memory_info()
+        held[f"{name}: memory of its own, MiB"] = (memory.rss - memory.shared) / 2**20
         shared, other = descriptors(process.pid)
         held[f"{name}: file descriptors"] = other
         held[f"{name}: those of batches in shared memory"] = shared

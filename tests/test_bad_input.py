@@ -307,6 +307,7 @@ BATCHES = [
     case(ValueError, "'mask' is uint8 [4, 6, 7] … resize 'mask'", MASKED, mask(4, 6, 7)),
     case(ValueError, "'mask' is uint8 [4, 6], but 'image' … resize", MASKED, mask(4, 6)),
     case(TypeError, "'mask' is int64 … np.int32", MASKED, mask(4, 6, 8, dtype=np.int64)),
+    case(ValueError, "'depth' of shape (4, 6, 8, 0) … pixel … filter", RGBD, depth(4, 6, 8, 0)),
     case(ValueError, "'depth' is float32 [4, 5, 8] … resize 'depth'", RGBD, depth(4, 5, 8)),
     case(ValueError, "'depth' is float32 [3, 6, 8] … 4 seeds", RGBD, depth(3, 6, 8)),
 ]

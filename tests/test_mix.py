@@ -178,6 +178,20 @@ def test_a_label_weight_is_the_pixel_weight(
 
 
 @pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("length", [41, 47, 61])
+def test_an_unmixed_label_stays(kind: str, length: int, rng: np.random.Generator) -> None:
+    """Exactly: a compiler that knows of no box turns n/n into n·(1/n), which is not 1 for these."""
+    labels = rng.integers(4, size=6)
+    batch = {
+        "image": values(rng, (6, length), "uint8"),
+        "label": labels,
+        "mix_seed": rng.integers(2**32, size=6, dtype=np.uint32),
+    }
+    out = MAKE[kind]((1,), num_classes=4, prob=0).map(batch)
+    np.testing.assert_array_equal(out["label"], np.eye(4, dtype=np.float32)[labels])
+
+
+@pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("dtype", [*DTYPES, "bool"])
 def test_mix_inside_jit_equals_map(kind: str, dtype: str, rng: np.random.Generator) -> None:
     if dtype == "bool" and kind in ("mixup", "both"):
