@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn.datasets
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -126,6 +125,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     def _generate_examples(
         self, belongs: Callable[[int], bool]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
+        import sklearn.datasets  # takes seconds, and is needed once
+
         images, labels = sklearn.datasets.load_digits(return_X_y=True)
         images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
         for i in filter(belongs, range(len(images))):

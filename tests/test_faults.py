@@ -219,17 +219,27 @@ def test_control_c(worker_count: int, folder: pathlib.Path) -> None:
 @pytest.mark.xfail(strict=True, reason="Grain 0.2.18's workers outlive a main process killed alone")
 def test_the_main_process_is_killed(folder: pathlib.Path) -> None:
     """As by `kill -9` or, without a handler, `kill`: nothing of it can end its workers then."""
-    process = run_script(folder, worker_count=2, pause=0.2)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.readline()
-    process.kill()
-    process.wait()
+    with run_script(folder, worker_count=2, pause=0.2) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        process.kill()
     try:
         assert group_is_gone(process.pid, seconds=5), "its workers wait for it, for ever"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what the README says to do
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def test_the_process_group_is_terminated(folder: pathlib.Path) -> None:
+    """What the README says to do instead; then Python itself clears shared memory up."""
+    with run_script(folder, worker_count=2, pause=0.2) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == -signal.SIGTERM
+    assert group_is_gone(process.pid)
 
 
 def test_no_room_for_shared_memory(folder: pathlib.Path) -> None:
