@@ -456,10 +456,14 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
             ours = tuple(1 + sorted(axes).index(axis) for axis in axes)
         for i in range(size):
             check_pixels(x, y, i, float(lam[i]), None if box is None else box[i], ours)
-    for i in range(size):
-        if box is not None and (box[i, :, 0] < box[i, :, 1]).all() and size > 1:
-            lengths = tuple(shape[axis] for axis in axes)
-            assert lam[i] == np.float32(reference.kept_fraction(box[i], lengths))
+    if box is not None and size > 1:
+        lengths = tuple(shape[axis] for axis in axes)
+        for i in range(size):
+            # Without a box λ is MixUp's or, where there is none, 1, to the last bit.
+            if draw.outside is None or (box[i, :, 0] < box[i, :, 1]).all():
+                assert lam[i] == np.float32(reference.kept_fraction(box[i], lengths))
+            else:
+                assert lam[i] == draw.outside[i]
     if label_key is not None:
         check_labels(transform, np.asarray(batch[label_key]), out, lam)
 
