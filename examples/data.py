@@ -9,6 +9,7 @@ import dataclasses
 import importlib.resources
 import io
 import pathlib
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -179,7 +180,7 @@ class _PngRecords:
 
 def _open_offline(builder: tfds.core.DatasetBuilder, split: str, preparing: str) -> Dataset:
     if not _is_prepared(builder):
-        print(f"{preparing} into {builder.data_path}")
+        print(f"{preparing} into {builder.data_path}", file=sys.stderr)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # where TFDS speaks of downloading
             _prepare(builder)

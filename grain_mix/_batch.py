@@ -79,6 +79,7 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
         Returns:
             A new dict with the values that `map` returns, as `jax.Array`s.
         """
+        _place.spare_accelerators()
         _check.batch(self, batch)
         _check.label_range(self, batch)
         fields = {key: jnp.asarray(batch[key]) for key in self._keys}
@@ -106,6 +107,7 @@ class _MixedBatch(grain.transforms.Map, abc.ABC):
             seeds: `uint32 [B]`, as `RecordSeed` adds them.
             image_shape: the shape of the whole batch's images, B first.
         """
+        _place.spare_accelerators()
         _check.draw(self, seeds, image_shape)
         shared = self._share(jax.device_put(seeds))
         drawn: _draw.Draw = _draw_jitted(self, shared, tuple(image_shape))
@@ -208,7 +210,9 @@ class MixUpBatch(_MixedBatch):
         seed_key: name of the field that `RecordSeed` added; it is consumed.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
             the batch axis only: mixes on the devices and returns global `jax.Array`s with that
-            sharding. It cannot enter a worker process; put it behind `LoaderDataset` then.
+            sharding. All processes hold as many slices of the batch, and those that hold the same
+            slices have to bring the same records, as in JAX's `make_array_from_process_local_data`.
+            It cannot enter a worker process; put it behind `LoaderDataset` then.
 
     Raises:
         TypeError, ValueError: a parameter that cannot be, on construction.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from grain_mix import _check
+from grain_mix import _check, _place
 from grain_mix._draw import ONE, partners
 
 
@@ -82,6 +82,7 @@ def cutmix(
 
 def _on_device(x: ArrayLike) -> jax.Array:
     """As a copy, and an explicit transfer, which `jax_transfer_guard` allows."""
+    _place.spare_accelerators()
     return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jax
 import numpy as np
 
+from grain_mix import _place
+
 if TYPE_CHECKING:
     from grain_mix._batch import _MixedBatch
 
@@ -176,6 +178,12 @@ def _sharding(where: str, sharding: Any) -> None:
     if not sharding.addressable_devices:
         came = f"sharding={_quote(sharding)}, none of whose devices is this process's"
         _fail(ValueError, where, came, "devices of this process", fix)
+    # Batches of one size in slices of different sizes would be different arrays on each process.
+    counts = _place.slices_by_process(sharding)
+    if len(set(counts.values())) > 1:
+        came = f"sharding with these slices of the batch by process: {counts}"
+        fix = "build the mesh of as many devices of each process"
+        _fail(ValueError, where, came, "as many on each process", fix)
 
 
 def worker(transform: _MixedBatch) -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import multiprocessing
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,16 +13,21 @@ ALIGNMENT = 64
 SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
 
 
-@functools.cache
-def host() -> jax.Device:
-    """Returns the CPU device, started without touching an accelerator in a Grain worker.
+def spare_accelerators() -> None:
+    """Tells JAX of the CPU alone in a Grain worker; comes first in all that may start JAX.
 
     JAX starts every platform it finds when the first is asked for, and a GPU's memory is taken
-    then. A Grain worker has no business there, so it is told of the CPU alone, before JAX starts:
+    then. A Grain worker has no business there:
     https://github.com/google/grain/issues/820, https://github.com/google/grain/issues/1199
     """
     if multiprocessing.current_process().name.startswith("grain-"):
         jax.config.update("jax_platforms", "cpu")
+
+
+@functools.cache
+def host() -> jax.Device:
+    """Returns the CPU device."""
+    spare_accelerators()
     try:
         return jax.local_devices(backend="cpu")[0]
     except (RuntimeError, AssertionError) as error:  # an assertion where cuda finds no GPU
@@ -74,6 +81,15 @@ def _slice_count(sharding: Sharding) -> int:
     """The number of slices that a sharding makes of the batch, on all hosts together."""
     devices = len(sharding.device_set)
     return devices // sharding.shard_shape((devices,))[0]
+
+
+def slices_by_process(sharding: Sharding) -> dict[int, int]:
+    """How many slices of the batch the devices of each process hold."""
+    starts: dict[int, set[int]] = {}
+    rows: Mapping[Any, Any] = sharding.devices_indices_map((_slice_count(sharding),))
+    for device, index in rows.items():
+        starts.setdefault(device.process_index, set()).add(index[0].start or 0)
+    return {process: len(own) for process, own in starts.items()}
 
 
 def to_devices(sharding: Sharding, fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import grain_mix as gm
 
 RECORDS = 320
+BATCH_SIZE = 32  # of all processes together
 CLASSES = 10
 
 
@@ -40,8 +42,14 @@ def main(config: dict[str, Any]) -> None:
         jax.distributed.initialize(config["coordinator"], config["count"], config["id"])
     assert jax.process_count() == config["count"]
 
-    grid = (-1, config["replicas"])
-    devices = np.array(jax.devices()).reshape(grid)
+    devices = np.array(jax.devices())
+    if config["count"] > 1:
+        uneven = jax.sharding.Mesh(devices[:-1], "data")
+        with pytest.raises(ValueError, match=r"slices .* by process: .* as many on each"):
+            gm.MixBatch(sharding=NamedSharding(uneven, PartitionSpec("data")))
+    if config["interleaved"]:  # so that each process has slices here and there
+        devices = devices.reshape(config["count"], -1).T
+    devices = devices.reshape(-1, config["replicas"])
     mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     batches = iter(load(config, NamedSharding(mesh, PartitionSpec("data"))))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -84,7 +92,11 @@ def main(config: dict[str, Any]) -> None:
 
 
 def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
-    shard_options = grain.sharding.ShardByJaxProcess()
+    # Processes whose devices repeat the same part of the batch load the same records.
+    hosts_a_part = max(config["replicas"] // jax.local_device_count(), 1)
+    shard_options = grain.sharding.ShardOptions(
+        jax.process_index() // hosts_a_part, jax.process_count() // hosts_a_part
+    )
     sampler = grain.samplers.IndexSampler(RECORDS, shuffle=True, seed=5)
     loader = grain.DataLoader(
         data_source=Records(),
@@ -93,7 +105,7 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         ),
         operations=[
             gm.RecordSeed(),
-            grain.transforms.Batch(config["batch_size"] // config["count"], drop_remainder=True),
+            grain.transforms.Batch(BATCH_SIZE // shard_options.shard_count, drop_remainder=True),
         ],
         shard_options=shard_options,
         worker_count=config["workers"],

@@ -62,7 +62,7 @@ def test_unprepared_cifar10_leaves_the_network_alone(
     assert not list(tmp_path.iterdir())
 
 
-def test_digits(tmp_path: pathlib.Path) -> None:
+def test_digits(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     expected = collections.Counter()
     for image, label in zip(images, labels, strict=True):
@@ -76,3 +76,6 @@ def test_digits(tmp_path: pathlib.Path) -> None:
             assert records[i]["image"].shape == (8, 8, 1)
             found[records[i]["image"].tobytes(), records[i]["label"]] += 1
     assert found == expected
+    # What is being prepared is said once, and not among what a script prints.
+    out, err = capsys.readouterr()
+    assert (out, err.count("into")) == ("", 1)

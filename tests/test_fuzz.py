@@ -270,7 +270,7 @@ def jitted(transform: Any) -> Any:
 
 def ragged(x: np.ndarray) -> np.ndarray:
     rows = np.empty(len(x), object)
-    rows[:] = [x[i].ravel()[:i] for i in range(len(x))]
+    rows[:] = [np.ravel(x[i])[:i] for i in range(len(x))]
     return rows
 
 

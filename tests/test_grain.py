@@ -306,11 +306,28 @@ class Careless(grain.transforms.Map):
     def map(self, element):
         return element | {"image": jax.numpy.sqrt(element["image"])}
 
+class Each(grain.transforms.Map):  # in each worker another function is the first to need JAX
+    def map(self, element):
+        image, seeds = element["image"], element["mix_seed"]
+        transform = gm.MixBatch(num_classes=10)
+        partner, lam, box = np.array([1, 0]), np.full(2, 0.5), np.ones((2, 2, 2), int)
+        worker = element["label"][0]
+        if worker == 0:
+            transform.map(element)
+        elif worker == 1:
+            transform.mix(element)
+        elif worker == 2:
+            transform.draw(seeds, image.shape)
+        elif worker == 3:
+            gm.mixup(image, lam, partner)
+        elif worker == 4:
+            gm.cutmix(image, box, partner)
+        return element
+
 class Report(grain.transforms.Map):
     def map(self, element):
         process = multiprocessing.current_process()
         return {
-            "fields": sorted(element),
             "platforms": sorted(xla_bridge._backends),
             "daemon": process.daemon,
             "process": process.name,
@@ -320,7 +337,7 @@ if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     transform, worker_count = sys.argv[1:]
     loader = grain.load(
-        [{"image": np.full((6, 10, 3), i, np.uint8), "label": i} for i in range(8)],
+        [{"image": np.full((6, 10, 3), i, np.uint8), "label": i} for i in range(10)],
         num_epochs=1,
         seed=0,
         transformations=[
@@ -357,13 +374,12 @@ NO_GPU = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_workers_start_no_accelerator(tmp_path: pathlib.Path) -> None:
-    args = "gm.MixBatch(num_classes=8)", "2"
+    args = "Each()", "5"
     status, out, _ = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **NO_GPU)
     assert status == 0
     *batches, main = json.loads(out)
-    assert len(batches) == 4
+    assert len(batches) == 5
     for batch in batches:
-        assert batch["fields"] == ["image", "label"]
         assert batch["platforms"] == ["cpu"]
         assert batch["daemon"]
         assert batch["process"].startswith("grain-")
@@ -380,7 +396,7 @@ def test_workers_could_start_one(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_no_cpu_platform_in_the_main_process(platform: str, tmp_path: pathlib.Path) -> None:
-    args = "gm.MixUpBatch(num_classes=8)", "0"
+    args = "gm.MixUpBatch(num_classes=10)", "0"
     env = NO_GPU | {"JAX_PLATFORMS": platform}
     status, _, err = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **env)
     assert status != 0

@@ -103,7 +103,12 @@ def free_address() -> str:
 
 def train(processes: Processes, folder: pathlib.Path, **config: Any) -> list[dict[str, Any]]:
     """Trains in `count` processes; returns what each of them saw."""
-    config = {"replicas": 1, "workers": 0, "batch_size": 32, "coordinator": free_address()} | config
+    config = {
+        "coordinator": free_address(),
+        "replicas": 1,  # devices that hold the same part of the batch
+        "interleaved": False,
+        "workers": 0,
+    } | config
     outputs = [folder / f"seen-{i}.json" for i in range(config["count"])]
     devices = config.pop("devices")
     processes.wait(
@@ -129,23 +134,26 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.parametrize(("count", "devices", "replicas"), [(2, 2, 1), (4, 2, 1), (2, 4, 2)])
+MESHES = {
+    "4 hosts, interleaved": {"count": 4, "devices": 2, "interleaved": True},
+    "2 hosts, repeated in each": {"count": 2, "devices": 4, "replicas": 2},
+    "4 hosts, repeated in pairs of them": {"count": 4, "devices": 2, "replicas": 4},
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_the_same_training(
-    count: int,
-    devices: int,
-    replicas: int,
-    single: dict[str, Any],
-    processes: Processes,
-    tmp_path: pathlib.Path,
+    mesh: str, single: dict[str, Any], processes: Processes, tmp_path: pathlib.Path
 ) -> None:
-    """`replicas` are the devices along a model axis, which hold the same part of the batch."""
-    config = {"count": count, "devices": devices, "replicas": replicas, "steps": 300}
-    hosts = train(processes, tmp_path, **config)
+    hosts = train(processes, tmp_path, **MESHES[mesh], steps=300)
     for host in hosts[1:]:
         assert host["params_bytes"] == hosts[0]["params_bytes"]
     for key, expected in single["params"].items():
         np.testing.assert_allclose(hosts[0]["params"][key], expected, rtol=1e-3, atol=1e-4)
     assert np.abs(single["params"]["kernel"]).max() > 0.1
+    if "pairs" in mesh:
+        assert [host["records"] for host in hosts[::2]] == [host["records"] for host in hosts[1::2]]
+        hosts = hosts[::2]
     # Each step mixes the same records, though in another order.
     for step, expected in enumerate(single["records"]):
         mixed = itertools.chain.from_iterable(host["records"][step] for host in hosts)
