@@ -1,5 +1,7 @@
 """What lies ahead of mixing on devices: a `DataLoader`, and its worker processes, as a dataset."""
 
+import atexit
+import gc
 import json
 from typing import Any, NoReturn
 
@@ -93,3 +95,15 @@ class _LoaderIterator(grain.DatasetIterator):
 
     def __str__(self) -> str:
         return "LoaderDatasetIterator"
+
+
+@atexit.register
+def _close_iterators() -> None:
+    """Ends Grain's threads while they can end.
+
+    Grain 0.2.18 leaves that to the end of Python, when one that is inside JAX aborts the process
+    or, from 3.13 on, may block it for ever: https://github.com/google/grain/issues/1196
+    """
+    for thing in gc.get_objects():
+        if issubclass(type(thing), grain.DatasetIterator):
+            thing.close()
