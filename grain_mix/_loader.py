@@ -1,8 +1,10 @@
 """What lies ahead of mixing on devices: a `DataLoader`, and its worker processes, as a dataset."""
 
 import atexit
+import functools
 import gc
 import json
+import threading
 from typing import Any, NoReturn
 
 import grain
@@ -104,6 +106,10 @@ def _close_iterators() -> None:
     Grain 0.2.18 leaves that to the end of Python, when one that is inside JAX aborts the process
     or, from 3.13 on, may block it for ever: https://github.com/google/grain/issues/1196
     """
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-thread-prefetch"):
+            # One that waits for a worker that is stuck is left behind.
+            vars(thread)["join"] = functools.partial(thread.join, timeout=10)
     for thing in gc.get_objects():
         if issubclass(type(thing), grain.DatasetIterator):
             thing.close()
