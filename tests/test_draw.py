@@ -4,6 +4,7 @@ import fractions
 import zlib
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -215,6 +216,22 @@ def test_known_checksums(case: int) -> None:
     assert zlib.crc32(numbers.tobytes()) == expected
 
 
+def test_known_seeds() -> None:
+    """Nor does Grain's order, or NumPy's generator, change unseen."""
+    records = [{"label": i} for i in range(100)]
+    sampler = grain.samplers.IndexSampler(100, shuffle=True, seed=42, num_epochs=2)
+    loader = grain.DataLoader(
+        data_source=records, sampler=sampler, operations=[gm.RecordSeed()], worker_count=0
+    )
+    dataset = grain.MapDataset.source(records).seed(42).shuffle().random_map(gm.RecordSeed())
+    for found, expected in (
+        (list(loader), KNOWN["seeds of a loader"]),
+        ([dataset[i] for i in range(200)], KNOWN["seeds of a dataset"]),
+    ):
+        some = [found[i] for i in (0, 1, 2, 100, 101, 102)]  # of two epochs
+        assert [(int(each["label"]), int(each["mix_seed"])) for each in some] == expected
+
+
 CHECKSUMS: list[tuple[Any, tuple[int, ...], int]] = [
     (gm.MixUpBatch(alpha=0.2), (), 1_170_031_304),
     (gm.MixUpBatch(alpha=1, prob=0.9), (), 2_472_950_669),
@@ -223,6 +240,22 @@ CHECKSUMS: list[tuple[Any, tuple[int, ...], int]] = [
     (gm.MixBatch(), (33, 31), 2_936_143_229),
 ]
 KNOWN: dict[str, Any] = {
+    "seeds of a loader": [
+        (14, 1298302990),
+        (24, 1439606394),
+        (97, 3304361323),
+        (74, 125185458),
+        (46, 581384333),
+        (38, 1065964367),
+    ],
+    "seeds of a dataset": [
+        (84, 1556735165),
+        (47, 4291102566),
+        (28, 334274427),
+        (16, 1524194391),
+        (1, 761992003),
+        (79, 3435374984),
+    ],
     "mixup": {
         0.05: [1, 1990811, 0, 1947828, 16777216, 16777216],
         0.2: [195289, 6010292, 29878, 5983067, 16777216, 16663394],
