@@ -35,7 +35,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     limit = LIMIT.get(device.platform, stats.get("bytes_limit", 2**34) // 8)
     rows: list[dict[str, Any]] = []
     skipped: dict[str, None] = {}
-    for dtype in ("uint8", "bfloat16", "float32"):
+    for dtype in ("uint8",) if quick else ("uint8", "bfloat16", "float32"):
         for size in sizes:
             nbytes = size * side * side * 3 * jnp.dtype(dtype).itemsize
             if nbytes > limit:

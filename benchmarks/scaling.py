@@ -24,7 +24,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     """Measures each dependence by itself; sides of a group alternate in one run."""
     rounds = rounds or (2 if quick else 15)
     if quick:
-        sizes, sides, classes, devices = [8], [8], [10, 100], [1, 2]
+        sizes, sides, classes, devices = [8], [8], [10], [1, 2]
         size, side = 8, 16
     else:
         sizes, sides = [8, 32, 128, 256, 1024, 4096], [32, 64, 128, 224, 384]
