@@ -14,7 +14,7 @@ def test_snippets(rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (300, 8, 6, 3), np.uint8)
     names = {"source": [{"image": image, "label": i % 10} for i, image in enumerate(images)]}
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for i, snippet in enumerate(snippets):
         exec(compile(snippet, str(README), "exec"), names)
         if i == 0:
@@ -24,6 +24,7 @@ def test_snippets(rng: np.random.Generator) -> None:
     assert (first["label"].shape, first["label"].dtype) == ((128, 10), np.float32)
     second = names["batch"]
     assert (second["image"].shape, second["image"].sharding) == ((64, 8, 6, 3), names["sharding"])
+    assert next(iter(names["dataset"]))["label"].sharding == names["sharding"]
     assert names["statistics"][1].shape == (10,)
 
     seeded = {
