@@ -108,7 +108,8 @@ def _close_iterators() -> None:
     """
     for thread in threading.enumerate():
         if thread.name.startswith("grain-thread-prefetch"):
-            # One that waits for a worker that is stuck is left behind.
+            # One that waits for a worker that is stuck is left behind, where Grain would wait for
+            # ever: https://github.com/google/grain/issues/1372
             vars(thread)["join"] = functools.partial(thread.join, timeout=10)
     for thing in gc.get_objects():
         if issubclass(type(thing), grain.DatasetIterator):

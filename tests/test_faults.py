@@ -44,6 +44,9 @@ class Decode(grain.transforms.Map):
             elif self.fault.endswith("kill"):
                 time.sleep(0.5)  # until nothing else goes on in this worker
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif self.fault.endswith("stuck"):
+                pathlib.Path(self.fault + " now").touch()
+                time.sleep(10**6)
             elif self.fault.endswith("lock"):
                 for thing in gc.get_objects():
                     if isinstance(thing, multiprocessing.synchronize.Event):
@@ -246,6 +249,25 @@ def test_control_c(worker_count: int, folder: pathlib.Path) -> None:
     steps = [json.loads(line) for line in [*lines, *out.splitlines()]]
     seen = [i for ids, _ in steps for i in ids]
     assert_the_rest_comes(folder, "none", worker_count, steps[-1][1], seen)
+
+
+def test_control_c_while_a_worker_is_stuck(folder: pathlib.Path) -> None:
+    """As it can be in a file system that does not answer; only the main process is told to stop."""
+    (folder / "stuck").touch()
+    process = run_script(folder, worker_count=2, pause=0, fault="stuck")
+    while process.poll() is None and not (folder / "stuck now").exists():
+        time.sleep(0.1)
+    time.sleep(2)  # until the prefetch thread waits for this worker, and the main thread for that
+    process.send_signal(signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode not in (0, None), err
+        assert "KeyboardInterrupt" in err
+        assert "end" not in out
+        assert group_is_gone(process.pid), "processes stay behind"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.xfail(
