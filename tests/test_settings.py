@@ -87,3 +87,23 @@ def test_results_stay(name: str, rng: np.random.Generator) -> None:
     for key, value in expected.items():
         assert actual[key].dtype == value.dtype, key
         np.testing.assert_array_equal(actual[key], value, key)
+
+
+def test_without_jit(rng: np.random.Generator) -> None:
+    """As users debug: what is drawn stays, and so do integers; floats may round once more."""
+    batch = {
+        "image": rng.integers(256, size=(4, 6, 5, 3), dtype=np.uint8),
+        "depth": rng.normal(size=(4, 6, 5)).astype(np.float32),
+        "label": rng.integers(7, size=4),
+        "mix_seed": rng.integers(2**32, size=4, dtype=np.uint32),
+    }
+    transform = gm.MixBatch(num_classes=7, image_key=("image", "depth"))
+    expected = transform.map(batch), transform.draw(batch["mix_seed"], (4, 6, 5, 3))
+    with jax.disable_jit():
+        actual = transform.map(batch), transform.draw(batch["mix_seed"], (4, 6, 5, 3))
+    jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
+    assert actual[0].keys() == expected[0].keys()
+    for key, value in expected[0].items():
+        assert actual[0][key].dtype == value.dtype
+        rounding = 0 if value.dtype == np.uint8 else 1e-6
+        np.testing.assert_allclose(actual[0][key], value, rtol=0, atol=rounding, err_msg=key)
