@@ -189,22 +189,17 @@ def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 2)])
 def test_datasets_split_behind_batch(hosts: int, workers: int) -> None:
     """Grain's datasets need no sampler for it, as long as whole batches are what is dealt out."""
-
-    def start(host: int) -> grain.IterDataset:
-        seeded = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
-        seeded = seeded.random_map(gm.RecordSeed()).map(KeepSeed())
-        batches = seeded.batch(BATCH_SIZE, drop_remainder=True)[host::hosts]
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        return batches.to_iter_dataset().mp_prefetch(options).map(MIX)
-
-    plain = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
-    plain = plain.random_map(gm.RecordSeed()).map(KeepSeed()).batch(BATCH_SIZE).map(MIX)
-    expected = mixed([plain[i] for i in range(len(plain))])
+    seeded = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
+    seeded = seeded.random_map(gm.RecordSeed()).map(KeepSeed())
+    batches = seeded.batch(BATCH_SIZE, drop_remainder=True)
+    expected = mixed([MIX.map(batches[i]) for i in range(len(batches))])
     assert len(expected) == 2 * RECORDS
+
+    options = grain.MultiprocessingOptions(num_workers=workers)
     found: list[Batch] = []
     for host in range(hosts):
         gc.collect()  # Python 3.12 warns if one worker's semaphores go while another starts
-        found += start(host)
+        found += batches[host::hosts].to_iter_dataset().mp_prefetch(options).map(MIX)
     assert mixed(found) == expected
 
 
