@@ -5,16 +5,26 @@ Shapes and dtypes are checked on tracers, too; values only where there are value
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import numpy as np
 
 from grain_mix import _place
+from grain_mix._errors import (
+    FLOATS,
+    INTEGERS,
+    describe,
+    did_you_mean,
+    fail,
+    is_array,
+    is_int,
+    name,
+    quote,
+)
 
 if TYPE_CHECKING:
     from grain_mix._batch import _MixedBatch
@@ -22,37 +32,6 @@ if TYPE_CHECKING:
 LABEL_WEIGHT = "label_weight"  # the field that sparse_labels adds
 MODES = ("elem", "pair", "batch")
 AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
-# By name, which differs where bytes are swapped: JAX does not take those.
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-
-
-def _fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
-    raise error(f"{where}: {came}; expected {expected}; {fix}")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
-
-
-def _what(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if _is_array(value) else type(value).__name__
-
-
-def _quote(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 500 else f"{text[:500]}..."
-
-
-def _nearest(word: Any, words: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(str(word), [str(other) for other in words], n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
-
-
 # --- parameters, when a transform is made -----------------------------------------------------
 
 
@@ -67,7 +46,7 @@ def parameters(transform: _MixedBatch) -> None:
 
 
 def _parameter(where: str, field: str, value: Any) -> Any:
-    came = f"{field}={_quote(value)}"
+    came = f"{field}={quote(value)}"
     if field.endswith("alpha"):
         off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}.get(field, "prob=0")
         fix = f"pass one like 0.2; to do without, use {off}"
@@ -77,23 +56,23 @@ def _parameter(where: str, field: str, value: Any) -> Any:
     if field.endswith("minmax") and value is not None:
         return _minmax(where, came, value)
     if field == "num_classes" and value is not None:
-        if not (_is_int(value) and 0 < value < 2**31):
+        if not (is_int(value) and 0 < value < 2**31):
             fix = "pass the number of classes, or None if labels are [B, K] already"
-            error = ValueError if _is_int(value) else TypeError
-            _fail(error, where, came, "an int above 0 (and an int32) or None", fix)
+            error = ValueError if is_int(value) else TypeError
+            fail(error, where, came, "an int above 0 (and an int32) or None", fix)
         return int(value)
     if field == "mode" and not (isinstance(value, str) and value in MODES):
-        fix = f"{_nearest(value, MODES)}see the docstring for what each does"
-        _fail(ValueError, where, came, f"one of {MODES}", fix)
+        fix = f"{did_you_mean(value, MODES)}see the docstring for what each does"
+        fail(ValueError, where, came, f"one of {MODES}", fix)
     if field == "sparse_labels" and not isinstance(value, bool):
-        _fail(TypeError, where, came, "True or False", "pass one of them")
+        fail(TypeError, where, came, "True or False", "pass one of them")
     if field == "spatial_axes":
         return _axes(where, value)
     if field == "sharding":
         _sharding(where, value)
     elif field == "image_key" and isinstance(value, tuple):
         if not value:
-            _fail(ValueError, where, came, "at least one name", "pass image_key='image'")
+            fail(ValueError, where, came, "at least one name", "pass image_key='image'")
         for key in value:
             name(where, field, key)
     elif field.endswith("_key") and (value is not None or field in ("image_key", "seed_key")):
@@ -104,41 +83,35 @@ def _parameter(where: str, field: str, value: Any) -> Any:
 def _number(where: str, came: str, value: Any, high: float, expected: str, fix: str) -> float:
     """A number in [0, high], or in (0, ∞) if `high` is infinite."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        _fail(TypeError, where, came, expected, fix)
+        fail(TypeError, where, came, expected, fix)
     try:
         number = float(value)
     except OverflowError:  # an int or a fraction beyond all floats
         number = math.nan
     if not (0 < number < high if math.isinf(high) else 0 <= number <= high):  # NaN is neither
-        _fail(ValueError, where, came, expected, fix)
+        fail(ValueError, where, came, expected, fix)
     return number
 
 
 def _minmax(where: str, came: str, value: Any) -> tuple[float, float]:
     fix = "pass fractions of a side, like (0.2, 0.8)"
     if not isinstance(value, tuple) or len(value) != 2:
-        _fail(TypeError, where, came, "a pair (lo, hi)", fix)
+        fail(TypeError, where, came, "a pair (lo, hi)", fix)
     expected = "(lo, hi), numbers from 0 to 1"
     lo, hi = (_number(where, came, bound, 1, expected, fix) for bound in value)
     if lo > hi:
-        _fail(ValueError, where, came, "lo <= hi", f"swap them: {value[::-1]!r}")
+        fail(ValueError, where, came, "lo <= hi", f"swap them: {value[::-1]!r}")
     return lo, hi
-
-
-def name(where: str, field: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        fix = "pass a string like 'image'"
-        _fail(TypeError, where, f"{field}={_quote(value)}", "a field's name", fix)
 
 
 def _sparse(where: str, transform: _MixedBatch) -> None:
     came = "sparse_labels=True"
     if transform.sparse_labels and transform.label_smoothing:
         came += f" with label_smoothing={transform.label_smoothing}"
-        _fail(ValueError, where, came, "label_smoothing=0", "smooth in the loss instead")
+        fail(ValueError, where, came, "label_smoothing=0", "smooth in the loss instead")
     if transform.sparse_labels and transform.label_key is None:
         came += " with label_key=None"
-        _fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
+        fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
 
 
 def _keys(where: str, transform: _MixedBatch) -> None:
@@ -150,17 +123,17 @@ def _keys(where: str, transform: _MixedBatch) -> None:
         for other, same in keys[:i]:
             if key == same and key is not None:
                 came = f"{key!r} named twice, by {other} and {field}"
-                _fail(ValueError, where, came, "different fields", "rename one")
+                fail(ValueError, where, came, "different fields", "rename one")
 
 
 def _axes(where: str, axes: Any) -> tuple[int, ...]:
     fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
-    if not isinstance(axes, tuple) or not axes or not all(map(_is_int, axes)):
-        _fail(TypeError, where, f"spatial_axes={_quote(axes)}", "a tuple of axes", fix)
+    if not isinstance(axes, tuple) or not axes or not all(map(is_int, axes)):
+        fail(TypeError, where, f"spatial_axes={quote(axes)}", "a tuple of axes", fix)
     if 0 in axes:
-        _fail(ValueError, where, f"spatial_axes={axes}", "no 0, the batch axis", fix)
+        fail(ValueError, where, f"spatial_axes={axes}", "no 0, the batch axis", fix)
     if len(set(axes)) < len(axes):
-        _fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
+        fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
     return tuple(map(int, axes))
 
 
@@ -169,21 +142,21 @@ def _sharding(where: str, sharding: Any) -> None:
         return
     fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
     if not isinstance(sharding, jax.sharding.Sharding):
-        came = f"sharding={_quote(sharding)}"
-        _fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
+        came = f"sharding={quote(sharding)}"
+        fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
     spec = sharding.spec if isinstance(sharding, jax.sharding.NamedSharding) else ()
     if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
         came = f"sharding with {spec}"
-        _fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
+        fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
     if not sharding.addressable_devices:
-        came = f"sharding={_quote(sharding)}, none of whose devices is this process's"
-        _fail(ValueError, where, came, "devices of this process", fix)
+        came = f"sharding={quote(sharding)}, none of whose devices is this process's"
+        fail(ValueError, where, came, "devices of this process", fix)
     # Batches of one size in slices of different sizes would be different arrays on each process.
     counts = _place.slices_by_process(sharding)
     if len(set(counts.values())) > 1:
         came = f"sharding with these slices of the batch by process: {counts}"
         fix = "build the mesh of as many devices of each process"
-        _fail(ValueError, where, came, "as many on each process", fix)
+        fail(ValueError, where, came, "as many on each process", fix)
 
 
 def worker(transform: _MixedBatch) -> None:
@@ -198,27 +171,10 @@ def worker(transform: _MixedBatch) -> None:
         "    dataset = grain.experimental.ThreadPrefetchIterDataset("
         "dataset, prefetch_buffer_size=2)"
     )
-    _fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
+    fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
 
 
 # --- records and batches ----------------------------------------------------------------------
-
-
-def record(seed_key: str, fields: Any, rng: Any) -> None:
-    """Checks a record that is about to get its seed."""
-    where = "RecordSeed"
-    if not isinstance(fields, dict):
-        fix = 'make it one first, like {"image": image, "label": label}'
-        _fail(TypeError, where, f"a record that is a {type(fields).__name__}", "a dict", fix)
-    if seed_key in fields:
-        fix = "pass another seed_key, here and behind Batch, and use RecordSeed once"
-        came = f"{seed_key!r} is taken in a record with {sorted(map(str, fields))}"
-        _fail(KeyError, where, came, "a free name", fix)
-    if not isinstance(rng, np.random.Generator):
-        fix = "give the sampler one, like IndexSampler(..., seed=0); put RecordSeed before FlatMap"
-        came = f"no generator for {seed_key!r}: the sampler has no seed, or a FlatMap lost it"
-        came = came if rng is None else f"rng is a {type(rng).__name__}"
-        _fail(ValueError, where, came, "a numpy.random.Generator", fix)
 
 
 def batch(transform: _MixedBatch, fields: Any) -> None:
@@ -226,21 +182,23 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
     where = type(transform).__name__
     if not isinstance(fields, Mapping):
         fix = 'let records be dicts, like {"image": image, "label": label}'
-        _fail(TypeError, where, f"a batch that is a {type(fields).__name__}", "a dict", fix)
+        fail(TypeError, where, f"a batch that is a {type(fields).__name__}", "a dict", fix)
     for key in transform._keys:
         if key not in fields:
             _missing(where, transform, key, fields)
-        if not _is_array(fields[key]):
+        if not is_array(fields[key]):
             fix = "put grain.transforms.Batch before this, and let records hold NumPy arrays"
-            _fail(TypeError, where, f"{key!r} is a {_what(fields[key])}", "an array [B, ...]", fix)
+            fail(TypeError, where, f"{key!r} is {describe(fields[key])}", "an array [B, ...]", fix)
     if transform.sparse_labels and LABEL_WEIGHT in fields:
         came = f"{LABEL_WEIGHT!r} is in the batch"
-        _fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
+        fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
     size = _seeds(where, transform.seed_key, fields[transform.seed_key])
     for key in transform._keys:
         if fields[key].shape[:1] != (size,):
-            came = f"{key!r} is {_what(fields[key])}, but {transform.seed_key!r} has {size} seeds"
-            _fail(ValueError, where, came, "as many seeds as records", "take both from one batch")
+            came = (
+                f"{key!r} is {describe(fields[key])}, but {transform.seed_key!r} has {size} seeds"
+            )
+            fail(ValueError, where, came, "as many seeds as records", "take both from one batch")
     first, *others = transform._image_keys
     shape = fields[first].shape
     _dtype(where, first, fields[first].dtype, averaged=transform._recipe.mixup_alpha is not None)
@@ -251,9 +209,9 @@ def batch(transform: _MixedBatch, fields: Any) -> None:
         own = axes_of(axes, shape, fields[key].shape)
         sizes = [fields[key].shape[axis : axis + 1] for axis in own]
         if sizes != [(shape[axis],) for axis in axes]:
-            came = f"{key!r} is {_what(fields[key])}, but {first!r} is {_what(fields[first])}"
+            came = f"{key!r} is {describe(fields[key])}, but {first!r} is {describe(fields[first])}"
             fix = f"resize {key!r} to match, since both are cut with one box"
-            _fail(ValueError, where, came, f"the same sizes along axes {axes}", fix)
+            fail(ValueError, where, came, f"the same sizes along axes {axes}", fix)
     if transform.label_key is not None:
         _labels(where, transform, fields[transform.label_key])
 
@@ -262,9 +220,9 @@ def concrete(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
     """Checks that `map` is not under `jit`."""
     for key in transform._keys:
         if isinstance(fields[key], jax.core.Tracer):
-            came = f"map under jit, {key!r} is {_what(fields[key])} without values"
+            came = f"map under jit, {key!r} is {describe(fields[key])} without values"
             fix = "inside jit, grad, vmap and shard_map call mix, which is the same"
-            _fail(TypeError, type(transform).__name__, came, "arrays with values", fix)
+            fail(TypeError, type(transform).__name__, came, "arrays with values", fix)
 
 
 def whole_pairs(transform: _MixedBatch, size: int, slices: int) -> None:
@@ -273,7 +231,7 @@ def whole_pairs(transform: _MixedBatch, size: int, slices: int) -> None:
         came = f"a batch of {size} records in {slices} slices"
         fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
         expected = f"a multiple of {2 * slices}, which keeps pairs whole"
-        _fail(ValueError, type(transform).__name__, came, expected, fix)
+        fail(ValueError, type(transform).__name__, came, expected, fix)
 
 
 def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int) -> None:
@@ -282,13 +240,13 @@ def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int
     size = fields[transform.seed_key].shape[0]
     whole_pairs(transform, size, slices)
     for key, value in fields.items():
-        came = f"{key!r} is {_what(value)}"
-        if not _is_array(value) or value.shape[:1] != (size,):
+        came = f"{key!r} is {describe(value)}"
+        if not is_array(value) or value.shape[:1] != (size,):
             fix = "drop the field before Batch, or let records hold it as a NumPy array"
-            _fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
+            fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
         if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool", "complex64", "complex128"):
             fix = "drop the field before Batch, or encode it as numbers"
-            _fail(TypeError, where, came, "numbers to put on devices", fix)
+            fail(TypeError, where, came, "numbers to put on devices", fix)
         kept = jax.dtypes.canonicalize_dtype(value.dtype)
         if kept != value.dtype and key not in transform._keys:
             with np.errstate(over="ignore"):
@@ -298,7 +256,7 @@ def sharded_batch(transform: _MixedBatch, fields: Mapping[str, Any], slices: int
             if lost.any():
                 came += f" with values up to {np.abs(value).max()}"
                 fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
-                _fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
+                fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
 
 
 def _seeds(where: str, key: str, value: Any) -> int:
@@ -306,56 +264,56 @@ def _seeds(where: str, key: str, value: Any) -> int:
     expected = "uint32 [B], a seed a record"
     if value.shape == ():
         fix = "the order is RecordSeed, grain.transforms.Batch, then this transform"
-        _fail(ValueError, where, f"{key!r} is one seed", expected, fix)
+        fail(ValueError, where, f"{key!r} is one seed", expected, fix)
     if str(value.dtype) != "uint32" or len(value.shape) != 1:
         fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
-        _fail(TypeError, where, f"{key!r} is {_what(value)}", expected, fix)
+        fail(TypeError, where, f"{key!r} is {describe(value)}", expected, fix)
     if value.shape == (0,):
-        _fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
+        fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
     return int(value.shape[0])
 
 
 def draw(transform: _MixedBatch, values: Any, image_shape: Any) -> None:
     """Checks the arguments of a transform's `draw`."""
     where = f"{type(transform).__name__}.draw"
-    if not _is_array(values):
+    if not is_array(values):
         fix = 'pass batch["mix_seed"], or np.arange(B, dtype=np.uint32)'
-        _fail(TypeError, where, f"seeds is a {_what(values)}", "an array", fix)
+        fail(TypeError, where, f"seeds is {describe(values)}", "an array", fix)
     size = _seeds(where, "seeds", values)
     fix = "pass that of the whole batch's images, B first, B the number of seeds"
-    if not isinstance(image_shape, Sequence) or not all(map(_is_int, image_shape)):
-        _fail(TypeError, where, f"image_shape={_quote(image_shape)}", "a shape", fix)
+    if not isinstance(image_shape, Sequence) or not all(map(is_int, image_shape)):
+        fail(TypeError, where, f"image_shape={quote(image_shape)}", "a shape", fix)
     if tuple(image_shape[:1]) != (size,):
-        _fail(ValueError, where, f"image_shape={_quote(tuple(image_shape))}", f"({size}, ...)", fix)
+        fail(ValueError, where, f"image_shape={quote(tuple(image_shape))}", f"({size}, ...)", fix)
     _spatial_axes(where, transform._recipe.spatial_axes, "image_shape", tuple(image_shape))
 
 
 def _labels(where: str, transform: _MixedBatch, value: Any) -> None:
     classes, shape = transform.num_classes, value.shape
-    came = f"{transform.label_key!r} is {_what(value)}"
+    came = f"{transform.label_key!r} is {describe(value)}"
     expected = "class ids, integers [B], or soft labels, floats [B, K]"
     integer = str(value.dtype) in INTEGERS
     if not integer and str(value.dtype) not in (*FLOATS, "bool"):
         fix = _native(value.dtype) or "encode them as numbers, or set label_key=None"
-        _fail(TypeError, where, came, expected, fix)
+        fail(TypeError, where, came, expected, fix)
     if transform.sparse_labels:
         if not integer or len(shape) != 1:
             fix = "pass these, or drop sparse_labels=True"
-            _fail(TypeError, where, came, "class ids, integers [B]", fix)
+            fail(TypeError, where, came, "class ids, integers [B]", fix)
     elif len(shape) == 1 and not integer:
         fix = "cast class ids to integers, or give a single target an axis, label[:, None]"
-        _fail(TypeError, where, came, expected, fix)
+        fail(TypeError, where, came, expected, fix)
     elif len(shape) == 1 and classes is None:
         fix = "pass num_classes, or one-hot labels [B, K]"
-        _fail(ValueError, where, came + ", class ids, but num_classes is None", expected, fix)
+        fail(ValueError, where, came + ", class ids, but num_classes is None", expected, fix)
     elif len(shape) > 2 or 0 in shape:
-        _fail(ValueError, where, came, expected, "reshape them, or set label_key=None")
+        fail(ValueError, where, came, expected, "reshape them, or set label_key=None")
     elif len(shape) == 2 and shape[1] != (classes or shape[1]):
         fix = f"pass num_classes={shape[1]}, or for class ids drop the last axis, label[:, 0]"
-        _fail(ValueError, where, came, f"[B, {classes}] for num_classes={classes}", fix)
+        fail(ValueError, where, came, f"[B, {classes}] for num_classes={classes}", fix)
     elif shape[1:] == (1,) and integer and classes is None:  # to average class ids means nothing
         fix = "for class ids pass num_classes and label[:, 0]; else cast to float32"
-        _fail(ValueError, where, came, expected, fix)
+        fail(ValueError, where, came, expected, fix)
 
 
 def label_range(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
@@ -371,14 +329,14 @@ def label_range(transform: _MixedBatch, fields: Mapping[str, Any]) -> None:
         if low < 0 or high >= (classes or 2**31):
             fix = "raise num_classes, or mend the labels (counted from 1? missing ones marked -1?)"
             end = f"num_classes={classes}" if classes else f"{2**31} (int32)"
-            _fail(ValueError, where, f"{key!r} from {low} to {high}", f"0 <= {key} < {end}", fix)
+            fail(ValueError, where, f"{key!r} from {low} to {high}", f"0 <= {key} < {end}", fix)
     elif str(labels.dtype) in ("int32", "uint32", "int64", "uint64", "float64"):
         integer = labels.dtype.kind in "iu"
         limit = 2**24 if integer else float(np.finfo(np.float32).max)
         finite = labels if integer else labels[np.isfinite(labels)]
         if finite.size and (finite.max() > limit or finite.min() < -limit):
             came = f"{key!r} from {finite.min()} to {finite.max()}"
-            _fail(ValueError, where, came, f"values that float32 holds, to {limit}", "scale them")
+            fail(ValueError, where, came, f"values that float32 holds, to {limit}", "scale them")
 
 
 def _dtype(where: str, key: str, value: Any, averaged: bool) -> None:
@@ -394,7 +352,7 @@ def _dtype(where: str, key: str, value: Any, averaged: bool) -> None:
         fix = "convert it to its magnitude, or to real and imaginary parts as channels"
     else:
         fix = _native(value) or "decode or convert it to one of these before Batch"
-    _fail(TypeError, where, f"{key!r} is {value}", f"one of {', '.join(allowed)}", fix)
+    fail(TypeError, where, f"{key!r} is {value}", f"one of {', '.join(allowed)}", fix)
 
 
 def _native(dtype: Any) -> str:
@@ -412,18 +370,18 @@ def _spatial_axes(
     if any(not 0 < axis < len(shape) for axis in front) or len(set(front)) < len(front):
         fix = "(1, 2) is for [B, H, W, C], (2, 3) for [B, C, H, W], (1,) for [B, T]"
         came = f"spatial_axes={tuple(axes)} for {key!r} of shape {shape}"
-        _fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
+        fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
     _pixels(where, key, shape)
     if any(shape[axis] > 2**24 for axis in front):  # the grid of λ
         came = f"{key!r} of shape {shape}"
-        _fail(ValueError, where, came, f"at most {2**24} pixels along an axis", "cut it up before")
+        fail(ValueError, where, came, f"at most {2**24} pixels along an axis", "cut it up before")
     return front
 
 
 def _pixels(where: str, key: str, shape: tuple[int, ...]) -> None:
     if min(shape) < 1:
         came = f"{key!r} of shape {shape}"
-        _fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
+        fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
 
 
 def axes_of(
@@ -441,7 +399,7 @@ def axes_of(
 
 
 def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, Any]) -> NoReturn:
-    fix = _nearest(key, fields)
+    fix = did_you_mean(key, fields)
     if key == transform.seed_key:
         fix += f"put gm.RecordSeed(seed_key={key!r}) into the operations, before Batch"
     elif key == transform.label_key:
@@ -449,7 +407,7 @@ def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, 
     else:
         fix += f"pass the name as {'mask_key' if key in transform._mask_keys else 'image_key'}"
     came = f"no field {key!r} among {sorted(map(str, fields))}"
-    _fail(KeyError, where, came, f"a field {key!r} in the batch", fix)
+    fail(KeyError, where, came, f"a field {key!r} in the batch", fix)
 
 
 # --- the pure functions -----------------------------------------------------------------------
@@ -458,31 +416,31 @@ def _missing(where: str, transform: _MixedBatch, key: str, fields: Mapping[str, 
 def formula(where: str, images: Any, partner: Any, averaged: bool) -> None:
     """Checks `images` and `partner`."""
     for field, value in (("images", images), ("partner", partner)):
-        if not _is_array(value) or value.shape[:1] in ((), (0,)):
-            fix = "pass at least one record" if _is_array(value) else f"pass np.asarray({field})"
-            came = f"{field} is {_what(value)}"
-            _fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
+        if not is_array(value) or value.shape[:1] in ((), (0,)):
+            fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
+            came = f"{field} is {describe(value)}"
+            fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
     _dtype(where, "images", images.dtype, averaged)
     size = images.shape[0]
     if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
         fix = "pass the batch position of each record's partner"
-        _fail(ValueError, where, f"partner is {_what(partner)}", f"integers [{size}]", fix)
+        fail(ValueError, where, f"partner is {describe(partner)}", f"integers [{size}]", fix)
     _values(where, "partner", partner, 0, size - 1, "partners count from 0")
 
 
 def lam(where: str, value: Any, size: int) -> Any:
     """Checks the weights of `mixup`, and returns them as an array."""
-    if not _is_array(value):
+    if not is_array(value):
         try:
             value = np.asarray(value)
         except ValueError:  # NumPy's, of lists of different lengths
             value = np.empty((), object)
     if value.shape != (size,):
         fix = f"for one weight for all pass np.full({size}, lam)"
-        _fail(ValueError, where, f"lam of shape {value.shape}", f"[{size}]", fix)
+        fail(ValueError, where, f"lam of shape {value.shape}", f"[{size}]", fix)
     if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool"):
         fix = _native(value.dtype) or "pass floats"
-        _fail(TypeError, where, f"lam is {_what(value)}", f"numbers [{size}]", fix)
+        fail(TypeError, where, f"lam is {describe(value)}", f"numbers [{size}]", fix)
     _values(where, "lam", value, 0, 1, "clip lam to this")
     return value
 
@@ -493,22 +451,22 @@ def box(
     """Checks the boxes of `cutmix` and returns their axes, counted from the front."""
     fix = "give each record (start, stop) in pixels along each of the n spatial axes"
     expected = f"integers [{shape[0]}, n, 2]"
-    if not _is_array(value) or str(value.dtype) not in INTEGERS:
-        _fail(TypeError, where, f"box is {_what(value)}", expected, fix)
+    if not is_array(value) or str(value.dtype) not in INTEGERS:
+        fail(TypeError, where, f"box is {describe(value)}", expected, fix)
     if len(value.shape) != 3 or value.shape[::2] != (shape[0], 2) or value.shape[1] == 0:
-        _fail(ValueError, where, f"box of shape {value.shape}", expected, fix)
+        fail(ValueError, where, f"box of shape {value.shape}", expected, fix)
     if axes is None:
         axes = tuple(range(1, 1 + value.shape[1]))
     axes = _axes(where, tuple(axes) if isinstance(axes, list) else axes)
     front = _spatial_axes(where, axes, "images", shape)
     if len(front) != value.shape[1]:
         came = f"spatial_axes={axes} for box of shape {value.shape}"
-        _fail(ValueError, where, came, f"{value.shape[1]} axes, one for each row of a box", fix)
+        fail(ValueError, where, came, f"{value.shape[1]} axes, one for each row of a box", fix)
     fix = "clip it to the image, and take λ from the clipped one"
     for k, axis in enumerate(front):
         _values(where, f"box[:, {k}]", value[:, k], 0, shape[axis], fix)
     if not isinstance(value, jax.core.Tracer) and (value[..., 0] > value[..., 1]).any():
-        _fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
+        fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
     return front
 
 
@@ -518,4 +476,4 @@ def _values(where: str, field: str, value: Any, low: float, high: float, fix: st
     values = np.asarray(jax.device_get(value))
     if not (low <= values.min() and values.max() <= high):
         came = f"{field} from {values.min()} to {values.max()}"
-        _fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)
+        fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)

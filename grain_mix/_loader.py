@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import grain
 
-from grain_mix import _check
+from grain_mix._errors import fail, kind
 
 
 class LoaderDataset(grain.IterDataset):
@@ -48,8 +48,8 @@ class LoaderDataset(grain.IterDataset):
         super().__init__()
         if not isinstance(loader, grain.DataLoader):
             fix = "pass what grain.DataLoader(...) or grain.load(...) returns; datasets go without"
-            came = f"loader is a {type(loader).__name__}"
-            _check._fail(TypeError, "LoaderDataset", came, "a grain.DataLoader", fix)
+            came = f"loader is {kind(loader)}"
+            fail(TypeError, "LoaderDataset", came, "a grain.DataLoader", fix)
         self._loader = loader
 
     def __iter__(self) -> grain.DatasetIterator:
@@ -61,7 +61,7 @@ class LoaderDataset(grain.IterDataset):
             "for workers pass worker_count to the grain.DataLoader, and behind it use "
             "grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)"
         )
-        _check._fail(TypeError, "LoaderDataset", came, "one that stays in its process", fix)
+        fail(TypeError, "LoaderDataset", came, "one that stays in its process", fix)
 
 
 class _LoaderIterator(grain.DatasetIterator):

@@ -8,7 +8,7 @@ from typing import Any
 
 import grain
 
-from grain_mix import _check
+from grain_mix._errors import fail, is_int, quote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,22 +79,22 @@ class PairedSampler:
         where, sampler = "PairedSampler", self.sampler
         if isinstance(sampler, type) or not hasattr(sampler, "__getitem__") or not _deals(sampler):
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
-            came = f"sampler={_check._quote(sampler)}"
-            _check._fail(TypeError, where, came, "a Grain sampler", fix)
+            came = f"sampler={quote(sampler)}"
+            fail(TypeError, where, came, "a Grain sampler", fix)
         for field, least in (("shard_count", 1), ("worker_count", 0)):
             value = getattr(self, field)
-            if not _check._is_int(value) or value < least:
-                error = ValueError if _check._is_int(value) else TypeError
+            if not is_int(value) or value < least:
+                error = ValueError if is_int(value) else TypeError
                 fix = "pass the number that the grain.DataLoader has"
-                came = f"{field}={_check._quote(value)}"
-                _check._fail(error, where, came, f"an int from {least}", fix)
+                came = f"{field}={quote(value)}"
+                fail(error, where, came, f"an int from {least}", fix)
             object.__setattr__(self, field, int(value))  # which no NumPy type overflows
         # Where Grain's own samplers keep it, and where its DataLoader looks for it, as of 0.2.18.
         own = getattr(sampler, "_shard_options", None)
         if isinstance(own, grain.sharding.ShardOptions) and own.shard_count > 1:
             fix = "give shard_options to the grain.DataLoader, and none to the sampler"
-            came = f"sampler={_check._quote(sampler)}, with shards of its own"
-            _check._fail(ValueError, where, came, "a sampler of all records", fix)
+            came = f"sampler={quote(sampler)}, with shards of its own"
+            fail(ValueError, where, came, "a sampler of all records", fix)
 
     def __len__(self) -> int:
         return self._length

@@ -6,7 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from grain_mix import _check
+from grain_mix._errors import fail, kind, name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,23 @@ class RecordSeed(grain.transforms.RandomMap):
     seed_key: str = "mix_seed"
 
     def __post_init__(self) -> None:
-        _check.name("RecordSeed", "seed_key", self.seed_key)
+        name("RecordSeed", "seed_key", self.seed_key)
 
     def random_map(self, element: Any, rng: np.random.Generator | None) -> dict[str, Any]:
         """Returns the record with `element[seed_key]`, a `uint32` scalar, added."""
-        _check.record(self.seed_key, element, rng)
-        assert rng is not None  # checked just above
+        where = "RecordSeed"
+        if not isinstance(element, dict):
+            fix = 'make it one first, like {"image": image, "label": label}'
+            fail(TypeError, where, f"a record that is {kind(element)}", "a dict", fix)
+        if self.seed_key in element:
+            fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
+            came = f"{self.seed_key!r} is taken in a record with {sorted(map(str, element))}"
+            fail(KeyError, where, came, "a free name", fix)
+        if not isinstance(rng, np.random.Generator):
+            fix = "give the sampler one, like IndexSampler(..., seed=0)"
+            came = (
+                f"no generator for {self.seed_key!r}: the sampler has no seed, or a FlatMap lost it"
+            )
+            came = came if rng is None else f"rng is {kind(rng)}"
+            fail(ValueError, where, came, "a numpy.random.Generator", fix)
         return {**element, self.seed_key: rng.integers(2**32, dtype=np.uint32)}
