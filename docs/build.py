@@ -11,13 +11,13 @@ import pdoc
 import pdoc.render
 
 import grain_mix as gm
-from grain_mix import _batch
+from grain_mix import _transforms
 
 
 def main(folder: pathlib.Path) -> None:
     # What all three share is shown once, where their common fields are.
     for name in ("map", "mix", "draw"):
-        method = vars(_batch._MixedBatch)[name]
+        method = vars(_transforms.MixedBatch)[name]
         method.__qualname__ = f"MixUpBatch.{name}"
         setattr(gm.MixUpBatch, name, method)
     for name in gm.__all__:  # pdoc leaves out what has no docstring, signatures as well

@@ -12,12 +12,12 @@ The modules, in the order in which a batch meets them:
 - `_check`: what a user can get wrong, said clearly
 """
 
-from grain_mix._batch import CutMixBatch, MixBatch, MixUpBatch
 from grain_mix._blend import cutmix, mixup
 from grain_mix._draw import Draw
 from grain_mix._loader import LoaderDataset
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
+from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch
 from grain_mix._version import __version__
 
 __all__ = [

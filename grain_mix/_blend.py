@@ -7,14 +7,21 @@ CutMix  x_partner inside the box, x outside      https://arxiv.org/abs/1905.0489
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from grain_mix import _check, _place
-from grain_mix._draw import ONE, partners
+from grain_mix import _place
+from grain_mix._axes import as_axes, axes_of
+from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, native_fix
+from grain_mix._fields import has_values
+from grain_mix._weigh import choose, weighted_mean
+
+LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
+AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
 
 
 def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
@@ -27,7 +34,7 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
         partner: `int [B]`, the batch position of each record's partner, in [0, B).
 
     Returns:
-        Shape and dtype of `images`. Integers are exact, rounded to nearest (halves to even);
+        Shape and dtype of `images`. Integers are exact, rounded to nearest, halves up;
         floats are blended in float32.
 
     Raises:
@@ -40,9 +47,10 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     >>> mixup(images, np.array([0.75, 0.5]), np.array([1, 0])).tolist()
     [[50, 100], [100, 100]]
     """
-    _check.formula("mixup", images, partner, averaged=True)
-    lam = _check.lam("mixup", lam, np.shape(images)[0])
-    mixed: jax.Array = _mixup(_on_device(images), _on_device(partner), _on_device(lam))
+    _check_arrays("mixup", images, partner, averaged=True)
+    lam = _as_lam("mixup", lam, np.shape(images)[0])
+    with _place.outside_meshes():
+        mixed: jax.Array = _mixup(*map(_place.as_array, (images, partner, lam)))
     return mixed
 
 
@@ -74,36 +82,114 @@ def cutmix(
     >>> cutmix(images, np.array([[[1, 3]], [[0, 1]]]), np.array([1, 0])).tolist()
     [[1, 2, 2, 1], [1, 2, 2, 2]]
     """
-    _check.formula("cutmix", images, partner, averaged=False)
-    axes = _check.box("cutmix", box, spatial_axes, np.shape(images))
-    mixed: jax.Array = _cutmix(_on_device(images), _on_device(partner), _on_device(box), axes)
+    _check_arrays("cutmix", images, partner, averaged=False)
+    axes = _check_box("cutmix", box, spatial_axes, np.shape(images))
+    with _place.outside_meshes():
+        mixed: jax.Array = _cutmix(*map(_place.as_array, (images, partner, box)), axes)
     return mixed
-
-
-def _on_device(x: ArrayLike) -> jax.Array:
-    """As a copy, and an explicit transfer, which `jax_transfer_guard` allows."""
-    _place.spare_accelerators()
-    return x if isinstance(x, jax.Array) else jax.device_put(x, may_alias=False)
 
 
 @jax.jit
 def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
-    return blend(x, x[partner], lam.astype(jnp.float32))
+    def formula(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
+        return blend(x, x[partner], lam.astype(jnp.float32))
+
+    mixed: jax.Array = _place.gathered(formula, x, partner, lam)
+    return mixed
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _cutmix(
     x: jax.Array, partner: jax.Array, box: jax.Array, spatial_axes: tuple[int, ...]
 ) -> jax.Array:
-    return blend(x, x[partner], None, box.astype(jnp.int32), spatial_axes)
+    def formula(x: jax.Array, partner: jax.Array, box: jax.Array) -> jax.Array:
+        return blend(x, x[partner], None, box.astype(jnp.int32), spatial_axes)
+
+    mixed: jax.Array = _place.gathered(formula, x, partner, box)
+    return mixed
 
 
-def swap(x: jax.Array) -> jax.Array:
-    """`x[partners(len(x))]`, each record replaced by its partner."""
-    if len(x) % 2:
-        return x[partners(len(x))]
-    # A reshape rather than a gather: nothing moves between devices when axis 0 is sharded.
-    return x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+def check_dtype(where: str, key: str, dtype: Any, averaged: bool) -> None:
+    """Checks that JAX holds the dtype and, where a blend can occur, that it can be averaged."""
+    kind, allowed = str(dtype), AVERAGED if averaged else (*AVERAGED, "bool")
+    if kind in allowed:
+        return
+    if kind == "bool":
+        fix = "cast it to float32 or uint8, or use CutMixBatch, which copies"
+    elif kind in ("float64", "int64", "uint64"):
+        fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{kind[:-2]}32)"
+    elif kind in ("complex64", "complex128"):
+        fix = "convert it to its magnitude, or to real and imaginary parts as channels"
+    else:
+        fix = native_fix(dtype) or "decode or convert it to one of these before Batch"
+    fail(TypeError, where, f"{key!r} is {dtype}", f"one of {', '.join(allowed)}", fix)
+
+
+def _check_arrays(where: str, images: Any, partner: Any, averaged: bool) -> None:
+    for field, value in (("images", images), ("partner", partner)):
+        if not is_array(value) or value.shape[:1] in ((), (0,)):
+            fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
+            came = f"{field} is {describe(value)}"
+            fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
+    check_dtype(where, "images", images.dtype, averaged)
+    size = images.shape[0]
+    if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
+        fix = "pass the batch position of each record's partner"
+        fail(ValueError, where, f"partner is {describe(partner)}", f"integers [{size}]", fix)
+    _check_range(where, "partner", partner, 0, size - 1, "partners count from 0")
+
+
+def _as_lam(where: str, lam: Any, size: int) -> Any:
+    """Checks the weights of `mixup`, and returns them as an array."""
+    if not is_array(lam):
+        try:
+            lam = np.asarray(lam)
+        except ValueError:  # NumPy's, of lists of different lengths
+            lam = np.empty((), object)
+    if lam.shape != (size,):
+        fix = f"for one weight for all pass np.full({size}, lam)"
+        fail(ValueError, where, f"lam of shape {lam.shape}", f"[{size}]", fix)
+    if str(lam.dtype) not in (*INTEGERS, *FLOATS, "bool"):
+        fix = native_fix(lam.dtype) or "pass floats"
+        fail(TypeError, where, f"lam is {describe(lam)}", f"numbers [{size}]", fix)
+    _check_range(where, "lam", lam, 0, 1, "clip lam to this")
+    return lam
+
+
+def _check_box(
+    where: str, box: Any, axes: Sequence[int] | None, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Checks the boxes of `cutmix`, and returns their axes, counted from the front."""
+    fix = "give each record (start, stop) in pixels along each of the n spatial axes"
+    expected = f"integers [{shape[0]}, n, 2]"
+    if not is_array(box) or str(box.dtype) not in INTEGERS:
+        fail(TypeError, where, f"box is {describe(box)}", expected, fix)
+    if len(box.shape) != 3 or box.shape[::2] != (shape[0], 2) or box.shape[1] == 0:
+        fail(ValueError, where, f"box of shape {box.shape}", expected, fix)
+    if axes is None:
+        axes = tuple(range(1, 1 + box.shape[1]))
+    axes = as_axes(where, tuple(axes) if isinstance(axes, list) else axes)
+    front = axes_of(where, axes, "images", shape)
+    if len(front) != box.shape[1]:
+        came = f"spatial_axes={axes} for box of shape {box.shape}"
+        fail(ValueError, where, came, f"{box.shape[1]} axes, one for each row of a box", fix)
+    fix = "clip it to the image, and take λ from the clipped one"
+    if has_values(box):
+        values = np.asarray(jax.device_get(box))
+        for k, axis in enumerate(front):
+            _check_range(where, f"box[:, {k}]", values[:, k], 0, shape[axis], fix)
+        if (values[..., 0] > values[..., 1]).any():
+            fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
+    return front
+
+
+def _check_range(where: str, field: str, value: Any, low: float, high: float, fix: str) -> None:
+    if not has_values(value):
+        return
+    values = np.asarray(jax.device_get(value))
+    if not (low <= values.min() and values.max() <= high):
+        came = f"{field} from {values.min()} to {values.max()}"
+        fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)
 
 
 def blend(
@@ -115,25 +201,25 @@ def blend(
 ) -> jax.Array:
     """`lam·x + (1-lam)·y` outside the box and `y` inside, for `x` and `y` `[B, ...]`.
 
-    `None` for `lam` means 1, `None` for `box` no box. What lies behind the last spatial axis is
-    merged into it, so that compilers vectorise over a whole row and not over three channels.
+    `None` for `lam` means 1, `None` for `box` means no box. What comes after the last spatial axis
+    is merged into it, so that compilers vectorise over a whole row and not over three channels.
     """
     if len(x) == 1:
         return x  # its own partner; weights that add up to 1 could still round
     last = max(spatial_axes) if box is not None else 1
-    rows = (*x.shape[:last], math.prod(x.shape[last:]))
+    merged = last if box is None or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
+    rows = (*x.shape[:merged], math.prod(x.shape[merged:]))
     own, other = x.reshape(rows), y.reshape(rows)
     mixed = own
     if lam is not None:
-        weigh = _weigh_integers if jnp.issubdtype(x.dtype, jnp.integer) else _weigh_floats
-        mixed = weigh(own, other, lam.reshape(-1, *[1] * (own.ndim - 1)))
+        mixed = weighted_mean(own, other, lam.reshape(-1, *[1] * (own.ndim - 1)))
     if box is not None:
         width = rows[last] // x.shape[last]  # entries of a row that make up one pixel
         inside = [
             _between(box[:, k] * (width if axis == last else 1), axis, rows)
             for k, axis in enumerate(spatial_axes)
         ]
-        mixed = jnp.where(functools.reduce(jnp.logical_and, inside), other, mixed)
+        mixed = choose(functools.reduce(jnp.logical_and, inside), mixed, other)
     return mixed.reshape(x.shape)
 
 
@@ -148,73 +234,3 @@ def _between(bounds: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
     barrier = jax.lax.optimization_barrier
     mask: jax.Array = jax.lax.platform_dependent(inside, cpu=barrier, default=lambda x: x)
     return mask
-
-
-def _weigh_floats(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
-    """`lam·x + (1-lam)·y` in float32; at 1 and 0 exactly x and y, where 0·inf would be NaN."""
-    lam = lam.astype(jnp.float32)
-    mixed = lam * x.astype(jnp.float32) + (1 - lam) * y.astype(jnp.float32)
-    return jnp.where(lam == 1, x, jnp.where(lam == 0, y, mixed.astype(x.dtype)))
-
-
-def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
-    """`lam·x + (1-lam)·y`, exact, rounded to nearest with halves to even like `np.rint`.
-
-    The weights are integers, too, in units of 2⁻²⁴: the same on every platform, and faster than
-    float32.
-    """
-    weight = jnp.rint(lam * np.float32(ONE)).astype(jnp.int32)
-    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    # Flipping the sign bit maps signed integers to unsigned ones, order and distances kept.
-    offset = np.array(-jnp.iinfo(x.dtype).min).astype(unsigned)
-    a, b = (jax.lax.bitcast_convert_type(z, unsigned) ^ offset for z in (x, y))
-    nearest = (_weigh_bytes if unsigned == jnp.uint8 else _weigh_wide)(a, b, weight)
-    return jax.lax.bitcast_convert_type(nearest ^ offset, x.dtype)
-
-
-def _weigh_bytes(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
-    """The blend of bytes, 24 bits of fraction included, in two words of 16 bits.
-
-    CPUs multiply twice as many of these at a time as of 32 bits. `high·2¹⁶ + low` is
-    `2²⁴·b + weight·(a - b)`: what wraps on the way is back in range in the sum.
-    """
-    rounded = (weight + (1 << 15)) >> 16
-    upper = rounded.astype(jnp.int16)
-    lower = (weight - (rounded << 16)).astype(jnp.int16)  # signed
-    difference = a.astype(jnp.int16) - b.astype(jnp.int16)
-    low = lower * difference
-    # Compilers know this for the instruction that yields a product's upper word.
-    carry = ((lower.astype(jnp.int32) * difference.astype(jnp.int32)) >> 16).astype(jnp.int16)
-    high = ((b.astype(jnp.int16) << 8) + upper * difference + carry).astype(jnp.uint16)
-    up_at_half = ((high >> 8) & 1) | (low != 0).astype(jnp.uint16)
-    return ((high + 127 + up_at_half) >> 8).astype(jnp.uint8)
-
-
-def _weigh_wide(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
-    """The blend of 16 or 32 bits, byte by byte, low to high, as in long multiplication by hand.
-
-    A byte times a weight fits 32 bits.
-    """
-    size = a.dtype.itemsize
-    weight = weight.astype(jnp.uint32)
-    carry = remainder = jnp.uint32(0)
-    for byte in range(size):
-        a_byte, b_byte = ((z.astype(jnp.uint32) >> (8 * byte)) & 255 for z in (a, b))
-        # weight·a + (1-weight)·b in units of 2⁻²⁴; a - b may wrap, the sum unwraps it.
-        total = (b_byte << 24) + weight * (a_byte - b_byte) + carry
-        carry = total >> 8
-        fraction_bits = 8 if byte < size - 1 else 8 * (4 - size)
-        remainder += (total & ((1 << fraction_bits) - 1)) << (8 * byte)
-    floor = total >> fraction_bits if size < 4 else total
-    nearest = floor + ((remainder + (ONE // 2 - 1) + (floor & 1)) >> 24)
-    narrow: jax.Array = nearest.astype(a.dtype)
-    return narrow
-
-
-def soft_labels(labels: jax.Array, num_classes: int | None, smoothing: float) -> jax.Array:
-    """`float32 [B, K]` targets: one-hot of integer labels `[B]`, else as they are; smoothed."""
-    if labels.ndim == 1:
-        classes = jnp.arange(num_classes, dtype=jnp.int32)
-        labels = labels.astype(jnp.int32)[:, None] == classes[None, :]
-    off = smoothing / labels.shape[1]
-    return labels.astype(jnp.float32) * np.float32(1 - smoothing) + np.float32(off)

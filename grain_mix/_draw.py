@@ -8,10 +8,13 @@ device count draws the very same numbers.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from grain_mix._errors import describe, fail
 
 ONE = 1 << 24  # λ = 1 on the grid
 
@@ -37,11 +40,49 @@ class Draw:
     outside: jax.Array | None
 
 
-def partners(batch_size: int) -> jax.Array:
-    """Records 2k and 2k+1 belong together; a last one without neighbour takes the one before."""
-    index = np.arange(batch_size)
-    partner = np.where((index ^ 1) < batch_size, index ^ 1, np.maximum(index - 1, 0))
-    return jnp.asarray(partner, jnp.int32)
+def check_seeds(where: str, key: str, value: Any) -> int:
+    """Checks seeds, and returns how many there are."""
+    expected = "uint32 [B], one seed per record"
+    if value.shape == ():
+        fix = (
+            "the order is RecordSeed, grain.transforms.Batch, then this transform "
+            "(batch_size= of grain.load batches last, so leave it out)"
+        )
+        fail(ValueError, where, f"{key!r} is one seed", expected, fix)
+    if str(value.dtype) != "uint32" or len(value.shape) != 1:
+        fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
+        fail(TypeError, where, f"{key!r} is {describe(value)}", expected, fix)
+    if value.shape == (0,):
+        fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
+    return int(value.shape[0])
+
+
+def check_valid(where: str, key: str, value: Any, size: int) -> None:
+    """Checks the field that says which records are real and which are padding."""
+    if str(value.dtype) != "bool" or value.shape != (size,):
+        fix = "pass True for each real record and False for padding"
+        fail(TypeError, where, f"{key!r} is {describe(value)}", f"bool [{size}]", fix)
+
+
+def partners(batch_size: int) -> np.ndarray:
+    """Records 2k and 2k+1 are partners; a last one without a neighbour takes the one before."""
+    index = np.arange(batch_size, dtype=np.int32)
+    return np.where((index ^ 1) < batch_size, index ^ 1, np.maximum(index - 1, 0))
+
+
+def swap(x: jax.Array) -> jax.Array:
+    """`x[partners(len(x))]`, each record replaced by its partner."""
+    if len(x) % 2:
+        return x[partners(len(x))]
+    # A reshape rather than a gather: nothing moves between devices when axis 0 is sharded.
+    return x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+
+def share(mode: str, seeds: jax.Array) -> jax.Array:
+    """The seed of the record whose draw each record takes; doing it twice changes nothing."""
+    if mode == "pair":  # of the first record of the pair
+        return jnp.where(np.arange(len(seeds)) % 2, swap(seeds), seeds)
+    return jnp.broadcast_to(seeds[:1], seeds.shape) if mode == "batch" else seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,17 +94,21 @@ class Recipe:
     cutmix_alpha: float | None = None
     switch_prob: float = 1.0
     minmax: tuple[float, float] | None = None
-    spatial_axes: tuple[int, ...] = ()
 
 
-def draw(recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...]) -> Draw:
+def draw(
+    recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...], valid: jax.Array | None = None
+) -> Draw:
     """Draws for `uint32 [B]` seeds and images that are `lengths` long on their spatial axes.
 
-    Each decision has random bits of its own, so none moves when another is configured away.
+    Each decision has random bits of its own, so none moves when another is configured away. A
+    pair in which a record is not `valid` stays unmixed.
     """
     (gate, switch), (quantile, _), *axes = _random_bits(seeds, 2 + len(lengths))
-    partner = partners(len(seeds))
+    partner = jnp.asarray(partners(len(seeds)))
     mixed = _chance(gate, recipe.prob)
+    if valid is not None:
+        mixed = mixed & valid & swap(valid)
     if recipe.cutmix_alpha is None:
         assert recipe.mixup_alpha is not None
         lam = _lam(mixed, beta(quantile, recipe.mixup_alpha))
@@ -140,7 +185,8 @@ def _paper_side(length: int, bits: jax.Array, weight: jax.Array, n: int) -> jax.
     """`int32 [B, 2]`: side ⌊L·(1-λ)^(1/n)⌋ about a uniform centre, clipped to the image."""
     root = (weight.astype(jnp.float32) / np.float32(ONE)) ** np.float32(1 / n)
     side = jnp.floor(length * root).astype(jnp.int32).clip(0, length)
-    # Platforms round roots differently, so one pixel is mended: side s begins at ⌈2²⁴·(s/L)ⁿ⌉.
+    # Platforms round roots differently, by up to one pixel. So correct it with the weights at
+    # which side s begins, ⌈2²⁴·(s/L)ⁿ⌉.
     begins = [-(-ONE * s**n // length**n) for s in range(length + 1)]
     table = jnp.asarray(np.array([*begins, 2**32 - 1], np.uint32))
     side = jnp.where(weight < table[side], side - 1, side)

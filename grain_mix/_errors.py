@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+# Dtypes by name, which differs where bytes are swapped: JAX does not take those.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 
@@ -39,6 +40,13 @@ def quote(value: Any) -> str:
     """The `repr` of what a user passed, cut off where it is too long to read."""
     text = repr(value)
     return text if len(text) < 500 else f"{text[:500]}..."
+
+
+def native_fix(dtype: Any) -> str:
+    """The fix for a dtype whose bytes are swapped, which JAX does not take; else `""`."""
+    if getattr(dtype, "isnative", True) or dtype.kind not in "iuf":
+        return ""
+    return f"its bytes are swapped, so cast it before, .astype(np.{dtype.newbyteorder('=')})"
 
 
 def did_you_mean(word: Any, words: Iterable[Any]) -> str:

@@ -1,13 +1,17 @@
 """Where mixing runs and where its result lies: on the host, or over this process's devices."""
 
+import contextlib
 import functools
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.typing import ArrayLike
+
+from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, quote
 
 ALIGNMENT = 64
 SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
@@ -22,6 +26,31 @@ def spare_accelerators() -> None:
     """
     if multiprocessing.current_process().name.startswith("grain-"):
         jax.config.update("jax_platforms", "cpu")
+
+
+_NO_MESH = Mesh(np.empty((), object), ())
+
+
+def outside_meshes() -> contextlib.AbstractContextManager[Any]:
+    """Leaves the mesh of `jax.set_mesh`, if there is one, for the time of a call.
+
+    A program that is compiled inside a mesh belongs to the devices of that mesh, while ours
+    belongs to the devices that hold its input: https://github.com/google/orbax/issues/3183
+    """
+    try:
+        return jax.set_mesh(_NO_MESH)
+    except ValueError:  # under jit, where the mesh is that of the surrounding program
+        return contextlib.nullcontext()
+
+
+def as_array(x: ArrayLike) -> jax.Array:
+    """A JAX array, made by a transfer that `jax_transfer_guard` allows.
+
+    NumPy's arrays are copied first: JAX would share their memory where it is aligned, and the
+    caller may write to it while a device still reads it.
+    """
+    spare_accelerators()
+    return x if isinstance(x, jax.Array) else jax.device_put(np.array(x))
 
 
 @functools.cache
@@ -53,7 +82,9 @@ def _aligned(x: np.ndarray) -> np.ndarray:
     a large `float32` batch takes four times as long as this copy into NumPy's memory, of huge
     pages.
     """
-    if x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
+    # Without jit, what comes back unmixed would be the caller's own memory.
+    shared = not jax.config.values["jax_disable_jit"]
+    if shared and x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
         return x
     memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -107,9 +138,118 @@ def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
     return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)
 
 
-def explicit(x: jax.Array) -> NamedSharding | None:
-    """The split of axis 0 that is part of an array's type on a mesh of Explicit axes, or None."""
-    sharding = jax.typeof(x).sharding
-    if not any(sharding.spec[:1]):
+def gathered(function: Callable[..., Any], x: jax.Array, *others: jax.Array) -> Any:
+    """`function(x, *others)`, where records of `x` may be anywhere.
+
+    On a mesh of Explicit axes JAX leaves that to us: all is gathered, and what comes out is split
+    as `x` was.
+    """
+    mesh = next((s.mesh for s in map(_explicit, (x, *others)) if s is not None), None)
+    if mesh is None:
+        return function(x, *others)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    result = function(*(jax.sharding.reshard(y, everywhere) for y in (x, *others)))
+    split = _explicit(x)
+    return result if split is None else jax.sharding.reshard(result, split)
+
+
+def explicit_split(where: str, fields: Mapping[str, jax.Array]) -> NamedSharding | None:
+    """The split of axis 0 that the fields share on a mesh of Explicit axes; else `None`."""
+    splits = {key: _explicit(x) for key, x in fields.items()}
+    first = next((split for split in splits.values() if split is not None), None)
+    if first is None:
         return None
-    return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
+    for key, split in splits.items():
+        spec = () if split is None else split.spec
+        if any(spec[1:]) or spec[:1] != first.spec[:1]:
+            came = f"{key!r} is split as {PartitionSpec(*spec)} on a mesh of Explicit axes"
+            fix = "bring it there with jax.sharding.reshard, or use a mesh of Auto axes"
+            expected = f"{PartitionSpec(first.spec[0])}, the same split of axis 0 for all fields"
+            fail(ValueError, where, came, expected, fix)
+    return NamedSharding(first.mesh, PartitionSpec(first.spec[0]))
+
+
+def _explicit(x: jax.Array) -> NamedSharding | None:
+    """The sharding that is part of an array's type on a mesh of Explicit axes, if it is split."""
+    sharding = jax.typeof(x).sharding
+    return sharding if any(sharding.spec) else None
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def check_sharding(where: str, sharding: Any) -> None:
+    """Checks the `sharding` of a transform."""
+    fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
+    if not isinstance(sharding, Sharding):
+        came = f"sharding={quote(sharding)}"
+        fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+        came = f"sharding={quote(sharding)}, which names no devices"
+        fix = "build the mesh with jax.make_mesh, or pass sharding=None and call mix under jit"
+        fail(ValueError, where, came, "a sharding over a mesh of devices", fix)
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
+    if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
+        came = f"sharding with {spec}"
+        fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
+    if not sharding.addressable_devices:
+        came = f"sharding={quote(sharding)}, none of whose devices is this process's"
+        fail(ValueError, where, came, "devices of this process", fix)
+    devices: set[Any] = set(sharding.addressable_devices)
+    usual = {device.default_memory().kind for device in devices}
+    if sharding.memory_kind is not None and {sharding.memory_kind} != usual:
+        came = f"sharding with memory_kind={sharding.memory_kind!r}"
+        fix = "leave memory_kind out, and move what comes out with jax.device_put"
+        fail(ValueError, where, came, f"the devices' own memory, {sorted(usual)}", fix)
+    # Batches of one size in slices of different sizes would be different arrays on each process.
+    counts = slices_by_process(sharding)
+    if len(set(counts.values())) > 1:
+        came = f"sharding with these slices of the batch by process: {counts}"
+        fix = "build the mesh of as many devices of each process"
+        fail(ValueError, where, came, "as many on each process", fix)
+
+
+def refuse_pickling(where: str) -> None:
+    """Refuses to pickle a transform with devices, which is how it would enter a worker process."""
+    came = "a transform with a sharding cannot be pickled, since a worker process has no devices"
+    fix = (
+        "let workers load and batch, and mix after them: take it out of operations and write\n"
+        f"    dataset = gm.LoaderDataset(loader).map(gm.{where}(..., sharding=sharding))\n"
+        "    dataset = grain.experimental.ThreadPrefetchIterDataset("
+        "dataset, prefetch_buffer_size=2)"
+    )
+    fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
+
+
+def check_pairs(where: str, size: int, slices: int) -> None:
+    """Checks that no pair would be split between two slices of a batch."""
+    if slices > 1 and size % (2 * slices):
+        came = f"a batch of {size} records in {slices} slices"
+        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
+        expected = f"a multiple of {2 * slices}, which keeps pairs whole"
+        fail(ValueError, where, came, expected, fix)
+
+
+def check_placeable(where: str, key: str, value: Any, size: int) -> None:
+    """Checks that a field that is only passed on can be put on devices, without a loss."""
+    came = f"{key!r} is {describe(value)}"
+    if not is_array(value) or value.shape[:1] != (size,):
+        fix = "drop the field before Batch, or let records hold it as a NumPy array"
+        fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
+    if isinstance(value, np.ma.MaskedArray):
+        fix = "fill it before, value.filled(0), and keep the mask as a field"
+        fail(TypeError, where, f"{key!r} is a masked array", "an array without a mask", fix)
+    if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool", "complex64", "complex128"):
+        fix = "drop the field before Batch, or encode it as numbers"
+        fail(TypeError, where, came, "numbers to put on devices", fix)
+    kept = jax.dtypes.canonicalize_dtype(value.dtype)
+    if kept == value.dtype:
+        return
+    with np.errstate(over="ignore"):
+        narrow = value.astype(kept)
+    whole = value.dtype.kind in "iu"  # others lose digits, as ever in JAX
+    lost = narrow != value if whole else np.isinf(narrow) & ~np.isinf(value)
+    if lost.any():
+        came += f" with values up to {np.abs(value).max()}"
+        fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
+        fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)

@@ -24,7 +24,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 import grain_mix as gm
-from grain_mix import _batch
+from grain_mix import _transforms
 
 README = pathlib.Path(__file__).parent / "README.md"
 BATCH_SIZE = 1024
@@ -84,7 +84,9 @@ def census() -> dict[str, float]:
         held[f"{name}: those of batches in shared memory"] = shared
         held[f"{name}: threads"] = process.num_threads()
     held["segments in /dev/shm"] = len(os.listdir("/dev/shm"))
-    held["compiled programs"] = _batch._mix_sharded._cache_size() + _batch._mix_jitted._cache_size()
+    held["compiled programs"] = sum(
+        program._cache_size() for program in (_transforms._mix, _transforms._mix_sharded)
+    )
     held["processes"] = 1 + len(workers)
     return held
 

@@ -14,14 +14,12 @@ def partner_of(i: int, batch_size: int) -> int:
 
 
 def mixup_one(x: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
-    """λ·x + (1-λ)·y; integers are rounded to nearest, halves to even."""
+    """λ·x + (1-λ)·y; integers are rounded to nearest, halves up."""
     if np.issubdtype(x.dtype, np.integer):
         # 2²⁴·λ is a whole number, so Python's integers give the exact value before rounding.
         weight = round(lam * 2**24)
         scaled = weight * x.astype(object) + (2**24 - weight) * y.astype(object)
-        floor, rest = scaled // 2**24, scaled % 2**24
-        up = (rest > 2**23) | ((rest == 2**23) & (floor % 2 == 1))
-        return np.asarray(floor + up.astype(int), object).astype(x.dtype)
+        return np.asarray((scaled + 2**23) // 2**24, object).astype(x.dtype)
     mixed = lam * x.astype(np.float64) + (1 - lam) * y.astype(np.float64)
     return mixed.astype(x.dtype)
 

@@ -431,12 +431,15 @@ def copied(value: Any) -> Any:
 def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> None:
     transform = it.transform
     label_key, seeds = transform.label_key, np.asarray(batch["mix_seed"])
-    keys = transform._image_keys + transform._mask_keys
+    keys = transform.image_key
+    keys = keys if isinstance(keys, tuple) else (keys,)
+    keys += () if getattr(transform, "mask_key", None) is None else (transform.mask_key,)
     size = len(seeds)
     shape = np.shape(batch["image"])
     draw = transform.draw(seeds, shape)
     lam = np.asarray(draw.lam)
-    axes = tuple(axis % len(shape) for axis in getattr(transform, "spatial_axes", ()))
+    axes = getattr(transform, "spatial_axes", ())
+    axes = tuple(axis % len(shape) for axis in ((1, 2) if axes is None else axes))
     box = None if draw.box is None else np.asarray(draw.box)
 
     expected_keys = (set(batch) - {"mix_seed"}) | set(["label_weight"] * transform.sparse_labels)

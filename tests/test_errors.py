@@ -259,21 +259,21 @@ BATCHES = [
     case(TypeError, "'mix_seed' is int64 [4] … .astype(np.uint32)", MIX, batch(mix_seed=PARTNER)),
     case(TypeError, "'mix_seed' is uint32 [2, 2]", MIXUP, batch(mix_seed=SEEDS.reshape(2, 2))),
     case(ValueError, "'mix_seed' is one seed … order is", CUTMIX, batch(mix_seed=SEEDS[0])),
-    case(ValueError, "'mix_seed' has 3 seeds … one batch", MIX, batch(mix_seed=SEEDS[:3])),
+    case(ValueError, "there are 3 seeds … one batch", MIX, batch(mix_seed=SEEDS[:3])),
     # Labels.
     case(ValueError, "int64 [4] … num_classes is None … one-hot", gm.MixUpBatch(), batch()),
     case(ValueError, "'label' from 0 to 3 … num_classes=3 … from 1?", CUTMIX, label(0, 1, 2, 3)),
     case(ValueError, "'label' from -1 to 2 … 0 <= label … -1?", MIX, label(0, -1, 2, 0)),
     case(ValueError, "'label' from -2 to 2 … 0 <= label … -1?", SPARSE, label(0, -2, 2, 0)),
-    case(ValueError, "'label' from 0 to 2147483648 … mend", SPARSE, label(0, 1, 2, 2**31)),
+    case(ValueError, "'label' from 0 to 2147483648 … fix", SPARSE, label(0, 1, 2, 2**31)),
     case(
         ValueError,
         "'label' is float64 [4, 5] … [B, 3] … num_classes=5",
         CUTMIX,
         label(*np.eye(4, 5)),
     ),
-    case(ValueError, "'label' is int64 [4, 1] … label[:, 0]", MIX, label([0], [1], [2], [0])),
-    case(ValueError, "'label' is int64 [4, 1] … label[:, 0] … float32", gm.MixUpBatch(), ONE_EACH),
+    case(ValueError, "'label' from 0 to 3 … 0 <= label < num", MIX, label([0], [1], [2], [3])),
+    case(ValueError, "'label' is int64 [4, 1] … num_classes … float32", gm.MixUpBatch(), ONE_EACH),
     case(ValueError, "'label' from 0 to 1099511627776 … scale", gm.MixUpBatch(), label(*HUGE)),
     case(ValueError, "'label' from 0.0 to 1e+300 … scale", gm.MixUpBatch(), label(*FAR)),
     case(TypeError, "'label' is >i8 [4] … swapped … int64", MIX, batch(label=SWAPPED)),
@@ -336,7 +336,7 @@ def test_shapes_are_checked_under_jit() -> None:
 
 @pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX])
 def test_map_under_jit(transform: Any) -> None:
-    message = "map under jit, 'image' is uint8 [4, 6, 8, 3] … with values … call mix"
+    message = "map under jit, where 'image' is uint8 [4, 6, 8, 3] … with values … call mix"
     assert_fails(TypeError, message, lambda: jax.jit(transform.map)(batch()))
 
 

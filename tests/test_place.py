@@ -1,14 +1,18 @@
 """Mixing over devices: where it runs never changes what comes out, and devices never talk."""
 
+import contextlib
+import copy
+import functools
 import pickle
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import grain_mix as gm
 
@@ -30,6 +34,10 @@ def make_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
 def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
     mesh = jax.make_mesh((count,), ("data",), (axis_type,), devices=jax.devices()[:count])
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def dict_of(draw: gm.Draw) -> dict[str, Any]:
+    return {name: value for name, value in vars(draw).items() if value is not None}
 
 
 def assert_same_bits(actual: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
@@ -99,13 +107,13 @@ def test_sparse_labels_and_masks(rng: np.random.Generator) -> None:
 
 @each_kind
 def test_map_needs_no_communication(kind: str, rng: np.random.Generator) -> None:
-    from grain_mix import _batch, _place
+    from grain_mix import _place, _transforms
 
     transform = KINDS[kind](num_classes=10, sharding=over(8))
     placed = _place.to_devices(transform.sharding, make_batch(rng, 16))
     del placed["id"]
     mesh = _place.local_mesh(transform.sharding)
-    program = _batch._mix_sharded.lower(transform, mesh, placed).compile().as_text()
+    program = _transforms._mix_sharded.lower(transform, mesh, placed).compile().as_text()
     assert "ENTRY" in program
     assert not re.findall(COLLECTIVES, program)
     assert "conditional" not in program  # platforms are told apart by the compiler
@@ -134,9 +142,8 @@ def test_mix_inside_a_users_jit(
     compiled = jax.jit(transform.mix).lower(sharded).compile()
     assert_same_bits(compiled(sharded), transform.map(batch))
     moved = re.findall(rf"= (\S+?)\[[\d,]*\]\S* (?:{COLLECTIVES})\(", compiled.as_text())
-    # Records that share a draw have to learn its seed; nothing else moves.
-    assert moved == ([] if mode == "elem" else ["u32"] * len(moved))
-    assert (mode == "elem") or moved
+    # The records of a batch have to learn its first one's seed; nothing else moves.
+    assert moved == (["u32"] if mode == "batch" else [])
 
 
 @each_kind
@@ -156,13 +163,13 @@ def test_mix_inside_shard_map(
 
 
 def test_a_hundred_batches_compile_once(rng: np.random.Generator) -> None:
-    from grain_mix import _batch
+    from grain_mix import _transforms
 
     sharding = over(4)
-    before = _batch._mix_sharded._cache_size()
+    before = _transforms._mix_sharded._cache_size()
     for _ in range(100):
         gm.MixBatch(num_classes=9 + 1, prob=0.987, sharding=sharding).map(make_batch(rng, 8))
-    assert _batch._mix_sharded._cache_size() == before + 1
+    assert _transforms._mix_sharded._cache_size() == before + 1
 
 
 class Records:
@@ -244,3 +251,161 @@ def test_fields_that_devices_cannot_hold(rng: np.random.Generator) -> None:
         transform.map(batch | {"big": np.arange(4) + 2**40})
     small = transform.map(batch | {"small": np.arange(4)})["small"]
     assert (small.dtype, small.tolist()) == (np.int32, [0, 1, 2, 3])
+
+
+# --- inside a mesh of the user's own ------------------------------------------------------------
+
+
+@pytest.fixture(params=["with", "global"])
+def entering(request: pytest.FixtureRequest) -> Any:
+    """Enters a mesh in one of the two ways that `jax.set_mesh` has."""
+
+    @contextlib.contextmanager
+    def enter(mesh: Mesh) -> Iterator[None]:
+        if request.param == "with":
+            with jax.set_mesh(mesh):
+                yield
+            return
+        jax.set_mesh(mesh)
+        try:
+            yield
+        finally:
+            jax.set_mesh(Mesh(np.empty((), object), ()))
+
+    return enter
+
+
+@each_axis_type
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_any_ambient_mesh(
+    count: int, axis_type: AxisType, entering: Any, rng: np.random.Generator
+) -> None:
+    batch = make_batch(rng, 16)
+    seeds, images = batch["mix_seed"], batch["image"]
+    ambient = over(count, axis_type)
+    for kind, make in KINDS.items() if count == 4 else [("both", gm.MixBatch)]:
+        transform = make(num_classes=10)
+        on_devices = make(num_classes=10, sharding=ambient)
+        elsewhere = make(num_classes=10, sharding=over(8))
+        mixed, drawn = transform.map(batch), transform.draw(seeds, images.shape)
+        with entering(ambient.mesh):
+            assert_same_bits(transform.map(batch), mixed)
+            assert_same_bits(on_devices.map(batch), mixed)
+            assert_same_bits(elsewhere.map(batch), mixed)
+            assert_same_bits(transform.mix(batch), mixed)
+            assert_same_bits(transform.mix(jax.device_put(batch, ambient)), mixed)
+            assert_same_bits(jax.jit(transform.mix)(jax.device_put(batch, ambient)), mixed)
+            again = transform.draw(seeds, images.shape)
+            assert_same_bits(dict_of(again), dict_of(drawn))
+        if kind == "cutmix":
+            box = np.asarray(drawn.box)
+            pasted = gm.cutmix(images, box, drawn.partner)
+            with entering(ambient.mesh):
+                np.testing.assert_array_equal(gm.cutmix(images, box, drawn.partner), pasted)
+        if kind == "mixup":
+            lam = np.asarray(drawn.lam)
+            blended = gm.mixup(images, lam, np.asarray(drawn.partner))
+            with entering(ambient.mesh):
+                again = gm.mixup(images, lam, np.asarray(drawn.partner))
+            np.testing.assert_array_equal(again, blended)
+
+
+@each_axis_type
+def test_the_ambient_mesh_is_entered_again(axis_type: AxisType, rng: np.random.Generator) -> None:
+    with jax.set_mesh(over(4, axis_type).mesh):
+        before = jax.sharding.get_abstract_mesh()
+        gm.MixUpBatch(num_classes=10).map(make_batch(rng, 4))
+        with pytest.raises(KeyError):
+            gm.MixUpBatch(image_key="images").map(make_batch(rng, 4))
+        assert jax.sharding.get_abstract_mesh() == before
+
+
+@each_axis_type
+def test_everything_takes_sharded_arrays(axis_type: AxisType, rng: np.random.Generator) -> None:
+    """Without an ambient mesh, and outside `jit`."""
+    batch = make_batch(rng, 16)
+    sharded = jax.device_put(batch, over(4, axis_type))
+    images = batch["image"]
+    for make in KINDS.values():
+        for mode in ("elem", "pair", "batch"):
+            transform = make(num_classes=10, mode=mode)
+            assert_same_bits(transform.mix(sharded), transform.map(batch))
+            drawn = transform.draw(batch["mix_seed"], images.shape)
+            on_devices = transform.draw(sharded["mix_seed"], images.shape)
+            np.testing.assert_array_equal(on_devices.lam, drawn.lam)
+            np.testing.assert_array_equal(on_devices.partner, drawn.partner)
+    lam = rng.random(16, np.float32)
+    partner = rng.permutation(16).astype(np.int32)
+    box = np.sort(rng.integers(0, 10, (16, 2, 2)), axis=-1)
+    put = functools.partial(jax.device_put, device=over(4, axis_type))
+    blended = gm.mixup(put(images), put(lam), put(partner))
+    np.testing.assert_array_equal(blended, gm.mixup(images, lam, partner))
+    assert blended.sharding.is_equivalent_to(over(4, axis_type), 4) or axis_type == AxisType.Auto
+    pasted = gm.cutmix(put(images), put(box), put(partner))
+    np.testing.assert_array_equal(pasted, gm.cutmix(images, box, partner))
+
+
+def test_fields_that_are_split_differently(rng: np.random.Generator) -> None:
+    mesh = jax.make_mesh((2, 2), ("data", "model"), (AxisType.Explicit,) * 2)
+    batch = jax.device_put(make_batch(rng, 8), NamedSharding(mesh, PartitionSpec("data")))
+    tall = np.zeros((8, 12, 9, 3), np.uint8)
+    by_rows = NamedSharding(mesh, PartitionSpec("data", "model"))
+    split = batch | {"image": jax.device_put(tall, by_rows)}
+    whole = batch | {"image": jax.device_put(tall, NamedSharding(mesh, PartitionSpec()))}
+    mixing = gm.CutMixBatch(num_classes=10).mix
+    for fields in (split, whole):
+        for mix in (mixing, jax.jit(mixing)):
+            with pytest.raises(ValueError, match=r"'image' is split as .*; expected .*reshard"):
+                mix(fields)
+
+
+def test_shardings_that_cannot_be() -> None:
+    mesh = over(4).mesh
+    for sharding, message in [
+        (NamedSharding(mesh.abstract_mesh, PartitionSpec("data")), "names no devices.*make_mesh"),
+        (over(4).with_memory_kind("pinned_host"), "memory_kind='pinned_host'.*leave memory_kind"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gm.MixUpBatch(sharding=sharding)
+
+
+def test_copies_of_a_transform_with_a_sharding() -> None:
+    transform = gm.CutMixBatch(num_classes=3, sharding=over(2))
+    assert copy.copy(transform) == copy.deepcopy([transform])[0] == transform
+    with pytest.raises(TypeError, match=r"(?s)cannot be pickled.*LoaderDataset"):
+        pickle.dumps(transform)
+
+
+@pytest.mark.parametrize("mode", ["elem", "pair", "batch"])
+def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
+    mode: str, rng: np.random.Generator
+) -> None:
+    """Sizes, classes and parameters are drawn; labels are class ids, floats and smoothed ones."""
+    for _ in range(6):
+        slices, pairs, classes = 2 ** rng.integers(1, 4), rng.integers(1, 6), rng.integers(1, 40)
+        size = int(2 * slices * pairs)
+        shape = (size, *rng.integers(1, 12, 3))
+        kind = list(KINDS)[rng.integers(3)]
+        labels: Any = rng.integers(0, classes, size)
+        if rng.random() < 0.5:
+            labels = rng.random((size, classes), np.float32)
+        batch = {
+            "image": rng.integers(0, 256, shape, np.uint8),
+            "depth": rng.normal(size=shape).astype(np.float32),
+            "label": labels,
+            "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
+        }
+        fields: dict[str, Any] = {
+            "num_classes": int(classes),
+            "image_key": ("image", "depth"),
+            "label_smoothing": float(rng.choice([0, 0.1, rng.random()])),
+            "prob": float(rng.choice([1, rng.random()])),
+            "mode": mode,
+        }
+        if kind != "mixup":
+            fields["spatial_axes"] = (1, 2)
+        print(kind, slices, shape, fields)
+        mixed = KINDS[kind](**fields).map(batch)
+        sharding = over(int(slices))
+        assert_same_bits(KINDS[kind](**fields, sharding=sharding).map(batch), mixed)
+        assert_same_bits(KINDS[kind](**fields).mix(batch), mixed)

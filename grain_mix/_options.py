@@ -1,0 +1,128 @@
+"""The parameters of a transform, checked when it is made."""
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+from grain_mix._axes import as_axes
+from grain_mix._draw import ONE
+from grain_mix._errors import did_you_mean, fail, is_int, name, quote
+from grain_mix._place import check_sharding
+
+MODES = ("elem", "pair", "batch")
+
+
+def option(where: str, field: str, value: Any) -> Any:
+    """Checks one parameter of a transform, and returns it as a plain float, int or tuple."""
+    value = tuple(value) if isinstance(value, list) else value
+    came = f"{field}={quote(value)}"
+    if field.endswith("alpha"):
+        off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}.get(field, "prob=0")
+        fix = f"pass one like 0.2; to do without, use {off}"
+        return _number(where, came, value, math.inf, "a finite number above 0", fix)
+    if field in ("prob", "switch_prob"):
+        return _chance(where, came, value)
+    if field == "label_smoothing":
+        return _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.1")
+    if field == "mode" and not (isinstance(value, str) and value in MODES):
+        fix = f"{did_you_mean(value, MODES)}see the docstring for what each does"
+        fail(ValueError, where, came, f"one of {MODES}", fix)
+    if field == "sparse_labels" and not isinstance(value, bool):
+        fail(TypeError, where, came, "True or False", "pass one of them")
+    if field == "image_key":
+        _image_key(where, value)
+    elif field == "seed_key":
+        name(where, field, value)
+    elif value is None:  # of the fields that follow, which may all be left out
+        return None
+    elif field.endswith("_key"):
+        name(where, field, value)
+    elif field.endswith("minmax"):
+        return _minmax(where, came, value)
+    elif field == "num_classes":
+        return _num_classes(where, came, value)
+    elif field == "spatial_axes":
+        return as_axes(where, value)
+    elif field == "sharding":
+        check_sharding(where, value)
+    return value
+
+
+def _number(where: str, came: str, value: Any, high: float, expected: str, fix: str) -> float:
+    """A number in [0, high], or in (0, ∞) if `high` is infinite."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        fail(TypeError, where, came, expected, fix)
+    try:
+        number = float(value)
+    except OverflowError:  # an int or a fraction beyond all floats
+        number = math.nan
+    if not (0 < number < high if math.isinf(high) else 0 <= number <= high):  # NaN is neither
+        fail(ValueError, where, came, expected, fix)
+    return number
+
+
+def _chance(where: str, came: str, value: Any) -> float:
+    chance = _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.5")
+    if 0 < chance < 1 and round(chance * ONE) in (0, ONE):
+        expected = f"0, 1, or a number from {1 / ONE:.0e} to 1 - {1 / ONE:.0e}"
+        fail(ValueError, where, came, expected, f"chances count in steps of 1/{ONE}: round it")
+    return chance
+
+
+def _minmax(where: str, came: str, value: Any) -> tuple[float, float]:
+    fix = "pass fractions of a side, like (0.2, 0.8)"
+    if not isinstance(value, tuple) or len(value) != 2:
+        fail(TypeError, where, came, "a pair (lo, hi)", fix)
+    expected = "(lo, hi), numbers from 0 to 1"
+    lo, hi = (_number(where, came, bound, 1, expected, fix) for bound in value)
+    if lo > hi:
+        fail(ValueError, where, came, "lo <= hi", f"swap them: {value[::-1]!r}")
+    return lo, hi
+
+
+def _num_classes(where: str, came: str, value: Any) -> int:
+    if not (is_int(value) and 0 < value < 2**31):
+        fix = "pass the number of classes, or None if labels are [B, K] already"
+        error = ValueError if is_int(value) else TypeError
+        fail(error, where, came, "an int above 0 (and an int32) or None", fix)
+    return int(value)
+
+
+def _image_key(where: str, value: Any) -> None:
+    keys = value if isinstance(value, tuple) else (value,)
+    if not keys:
+        expected, fix = "at least one name", "pass image_key='image'"
+        fail(ValueError, where, "image_key=()", expected, fix)
+    for key in keys:
+        name(where, "image_key", key)
+
+
+def check_labels(where: str, sparse_labels: bool, label_smoothing: float, label_key: Any) -> None:
+    """Checks that the options of labels go together."""
+    came = "sparse_labels=True"
+    if sparse_labels and label_smoothing:
+        came += f" with label_smoothing={label_smoothing}"
+        fail(ValueError, where, came, "label_smoothing=0", "smooth in the loss instead")
+    if sparse_labels and label_key is None:
+        came += " with label_key=None"
+        fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
+
+
+def check_names(where: str, names: list[tuple[str, str]]) -> None:
+    """Checks that no field is named twice, by these pairs of an option and the field it names."""
+    for i, (field, key) in enumerate(names):
+        for other, same in names[:i]:
+            if key == same:
+                came = f"{key!r} named twice, by {other} and {field}"
+                fail(ValueError, where, came, "different fields", "rename one")
+
+
+def check_keywords(where: str, given: set[str], fields: list[str]) -> None:
+    """Checks the names of the keyword arguments that a transform is made with."""
+    for field in sorted(given - set(fields)):
+        near = [other for other in fields if field in other]
+        hint = did_you_mean(field, fields) if not near else f"did you mean {' or '.join(near)}? "
+        came = f"an unknown parameter {field!r}"
+        fail(TypeError, where, came, f"one of {', '.join(fields)}", f"{hint}see the docstring")

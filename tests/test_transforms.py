@@ -1,0 +1,283 @@
+"""What the transforms offer beyond mixing: their fields, their documentation, padding, specs."""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import pytest
+from reference import aligned
+
+import grain_mix as gm
+
+KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+    return {
+        "image": rng.integers(256, size=(size, 11, 9, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, size),
+        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
+    }
+
+
+# --- padding ------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("mode", ["elem", "batch"])
+@pytest.mark.parametrize(("size", "sparse"), [(8, False), (7, True)])
+def test_pairs_with_padding_stay_unmixed(
+    kind: str, mode: str, size: int, sparse: bool, rng: np.random.Generator
+) -> None:
+    batch = make_batch(rng, size)
+    valid = rng.random(size) < 0.7
+    labels: dict[str, Any] = {"num_classes": 10, "mode": mode, "sparse_labels": sparse}
+    everything = KINDS[kind](**labels).map(batch)
+    mixed = KINDS[kind](**labels, valid_key="valid").map(batch | {"valid": valid})
+    nothing = KINDS[kind](**labels, prob=0).map(batch)
+    assert list(mixed) == ["image", "label", "valid", *["label_weight"] * sparse]
+    np.testing.assert_array_equal(mixed["valid"], valid)
+    for i in range(size):
+        j = i ^ 1 if i ^ 1 < size else i - 1
+        expected = everything if valid[i] and valid[j] else nothing
+        for key in expected:
+            np.testing.assert_array_equal(mixed[key][i], expected[key][i], err_msg=f"{key} {i}")
+
+
+@each_kind
+def test_padding_over_devices(kind: str, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, 8) | {"valid": np.arange(8) < 5}
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    transform = KINDS[kind](num_classes=10, valid_key="valid")
+    expected = transform.map(batch)
+    mixed = dataclasses.replace(transform, sharding=sharding).map(batch)
+    assert list(mixed) == list(expected)
+    for key, value in expected.items():
+        assert mixed[key].sharding == sharding
+        np.testing.assert_array_equal(mixed[key], value)
+    drawn = transform.draw(batch["mix_seed"], batch["image"].shape, batch["valid"])
+    assert (np.asarray(drawn.lam)[4:] == 1).all()
+    assert (np.asarray(drawn.lam)[:4] < 1).any()
+
+
+def test_grains_padding() -> None:
+    """`batch_and_pad` fills the last batch up with zeros, which must not reach a record."""
+    records = [{"image": np.full((4, 4, 1), 100, np.uint8), "label": 3} for _ in range(5)]
+    dataset = (
+        grain.MapDataset.source(records)
+        .seed(0)
+        .map(lambda record: record | {"real": True})
+        .random_map(gm.RecordSeed())
+        .batch(8, batch_fn=functools.partial(grain.experimental.batch_and_pad, batch_size=8))
+    )
+    trap = dataset.map(gm.MixUpBatch(1.0, num_classes=5))[0]
+    assert (trap["image"][4] < 100).all()  # without valid_key, the last record is half padding
+    batch = dataset.map(gm.MixUpBatch(1.0, num_classes=5, valid_key="real"))[0]
+    assert (batch["image"][:5] == 100).all()
+    assert (batch["label"][:5] == np.eye(5)[3]).all()
+    assert batch["real"].tolist() == [True] * 5 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("valid", "message"),
+    [
+        (np.ones(4, np.int32), r"'valid' is int32 \[4\]; expected bool \[4\]; pass True"),
+        (np.ones((4, 1), bool), r"'valid' is bool \[4, 1\]; expected bool \[4\]; pass True"),
+        (np.ones(3, bool), r"'valid' is bool \[3\], but there are 4 seeds"),
+    ],
+)
+def test_a_wrong_valid_field(valid: Any, message: str, rng: np.random.Generator) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        gm.MixUpBatch(num_classes=10, valid_key="valid").map(make_batch(rng, 4) | {"valid": valid})
+
+
+def test_a_missing_valid_field(rng: np.random.Generator) -> None:
+    with pytest.raises(KeyError, match=r"no field 'real' among .*pass the name as valid_key"):
+        gm.MixUpBatch(num_classes=10, valid_key="real").map(make_batch(rng, 4))
+
+
+# --- channels first -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "both"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_first_is_not_guessed(kind: str, channels: int, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, 4)
+    batch["image"] = rng.integers(0, 256, (4, channels, 8, 6), np.uint8)
+    for call in (
+        lambda: KINDS[kind](num_classes=10).map(batch),
+        lambda: KINDS[kind](num_classes=10).draw(batch["mix_seed"], batch["image"].shape),
+    ):
+        with pytest.raises(ValueError, match=r"looks like channels.*spatial_axes=\(2, 3\)"):
+            call()
+    last = {**batch, "image": np.moveaxis(batch["image"], 1, -1)}
+    first = KINDS[kind](num_classes=10, spatial_axes=(2, 3)).map(batch)
+    expected = KINDS[kind](num_classes=10).map(last)
+    np.testing.assert_array_equal(np.moveaxis(first["image"], 1, -1), expected["image"])
+    KINDS[kind](num_classes=10, spatial_axes=(1, 2)).map(batch)  # as said
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 9, 3), (4, 8, 6), (4, 3, 8, 1), (4, 8, 6, 5), (4, 8, 3)])
+def test_the_axes_of_other_shapes_are_1_and_2(
+    shape: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    batch = make_batch(rng, 4) | {"image": rng.integers(0, 256, shape, np.uint8)}
+    expected = gm.CutMixBatch(num_classes=10, spatial_axes=(1, 2)).map(batch)
+    np.testing.assert_array_equal(
+        gm.CutMixBatch(num_classes=10).map(batch)["image"], expected["image"]
+    )
+
+
+# --- documentation ------------------------------------------------------------------------------
+
+
+def paragraphs(transform: Any) -> Iterator[tuple[str, str]]:
+    text = inspect.getdoc(transform) or ""
+    arguments = text.split("Args:\n")[1].split("\nRaises:")[0]
+    for match in re.finditer(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", arguments, re.M | re.S):
+        yield match[1], " ".join(match[2].split())
+
+
+@each_kind
+def test_each_transform_documents_all_of_its_fields(kind: str) -> None:
+    names = [field.name for field in dataclasses.fields(KINDS[kind])]
+    documented = dict(paragraphs(KINDS[kind]))
+    assert sorted(documented) == sorted(names)
+    # What is shared reads the same everywhere, but for the dtypes that CutMix takes besides.
+    for name, text in paragraphs(gm.MixUpBatch):
+        if name not in ("alpha", "image_key"):
+            assert documented[name] == text
+
+
+@each_kind
+def test_signatures_show_all_fields(kind: str) -> None:
+    parameters = inspect.signature(KINDS[kind]).parameters
+    assert list(parameters) == sorted(
+        parameters, key=lambda name: parameters[name].kind
+    )  # positional ones first
+    assert parameters.keys() == {field.name for field in dataclasses.fields(KINDS[kind])}
+
+
+# --- specs --------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("drop_remainder", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_grains_element_spec(
+    kind: str, drop_remainder: bool, sparse: bool, rng: np.random.Generator
+) -> None:
+    class Source:
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"image": np.zeros((8, 6, 3), np.uint8), "label": index, "valid": True}
+
+    class Spec(grain.transforms.Map):
+        """A decoder that says what it returns, which Grain asks of each step."""
+
+        def map(self, element: Any) -> Any:
+            return element
+
+        def output_spec(self, _: Any) -> Any:
+            return {
+                "image": jax.ShapeDtypeStruct((8, 6, 3), np.uint8),
+                "label": jax.ShapeDtypeStruct((), np.int64),
+                "valid": jax.ShapeDtypeStruct((), bool),
+            }
+
+    dataset = grain.MapDataset.source(Source()).seed(0).map(Spec()).random_map(gm.RecordSeed())
+    dataset = dataset.batch(4, drop_remainder=drop_remainder)
+    dataset = dataset.map(KINDS[kind](num_classes=10, sparse_labels=sparse, valid_key="valid"))
+    spec = grain.experimental.get_element_spec(dataset)
+    batch = dataset[0]
+    assert list(spec) == list(batch)
+    for key, value in batch.items():
+        assert spec[key].shape == (4 if drop_remainder else None, *value.shape[1:])
+        assert spec[key].dtype == value.dtype
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+def test_messages_for_common_mistakes(rng: np.random.Generator) -> None:
+    batch = make_batch(rng, 4)
+    records = [{"image": np.zeros((8, 6, 3), np.uint8), "label": 1}] * 4
+    mixed = gm.MixUpBatch(num_classes=10).map(batch)
+    with pytest.raises(KeyError, match=r"another of these transforms.*used the seeds up.*MixBatch"):
+        gm.CutMixBatch().map(mixed)
+    with pytest.raises(TypeError, match=r"unknown parameter 'alpha'.*mixup_alpha or cutmix_alpha"):
+        gm.MixBatch(alpha=0.2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unknown parameter 'num_clases'.*num_classes"):
+        gm.CutMixBatch(num_clases=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"called like a function.*call .map\(batch\)"):
+        gm.MixUpBatch()(batch)
+    with pytest.raises(ValueError, match=r"one seed per record.*batch_size= of grain.load"):
+        next(
+            iter(
+                grain.load(
+                    records,
+                    seed=0,
+                    batch_size=2,
+                    transformations=[gm.RecordSeed(), gm.MixUpBatch(label_key=None)],
+                )
+            )
+        )
+    masked = batch | {"image": np.ma.masked_array(batch["image"])}
+    with pytest.raises(TypeError, match=r"'image' is a masked array.*value.filled\(0\)"):
+        gm.MixUpBatch(num_classes=10).map(masked)
+    for field in ("prob", "switch_prob"):
+        for chance in (1e-9, 1 - 1e-12):
+            with pytest.raises(ValueError, match=f"{field}=.*in steps of 1/16777216: round it"):
+                gm.MixBatch(**{field: chance})
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_class_ids_with_an_axis_of_their_own(kind: str, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, 6)
+    column = batch | {"label": batch["label"][:, None]}
+    for sparse in (False, True):
+        transform = KINDS[kind](num_classes=10, sparse_labels=sparse)
+        for key, value in transform.map(batch).items():
+            np.testing.assert_array_equal(transform.map(column)[key], value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_without_jit_nothing_shares_memory(size: int, rng: np.random.Generator) -> None:
+    """An unmixed record would else be the caller's own memory, where that is aligned for JAX."""
+    batch = make_batch(rng, size)
+    batch |= {
+        "image": aligned(batch["image"]),
+        "label": aligned(rng.random((size, 16), np.float32)),
+    }
+    with jax.disable_jit():
+        for make in KINDS.values():
+            mixed = make(prob=0).map(batch)
+            for key, value in mixed.items():
+                assert not np.shares_memory(value, batch[key])
+            for value in make(prob=0).mix(batch).values():
+                assert not any(np.shares_memory(value, other) for other in batch.values())
+
+
+def test_short_axes(rng: np.random.Generator) -> None:
+    """What the docstring of `minmax` and `spatial_axes` says of axes that are short."""
+    batch = make_batch(rng, 64) | {"image": rng.integers(0, 256, (64, 1, 2, 3), np.uint8)}
+    box = gm.CutMixBatch(minmax=(0.6, 0.9)).draw(batch["mix_seed"], (64, 1, 2, 3)).box
+    assert box is not None
+    assert (np.asarray(box[:, :, 1] - box[:, :, 0]) == [1, 2]).all()
+    mixed = gm.CutMixBatch(num_classes=10).map(batch)  # the paper's box, on an axis of length 1
+    np.testing.assert_array_equal(mixed["image"], batch["image"])
+    mixed = gm.CutMixBatch(num_classes=10, spatial_axes=(2,)).map(batch)
+    assert (mixed["image"] != batch["image"]).any()
