@@ -1,40 +1,97 @@
 """Where the randomness comes from: one seed per record, taken before batching."""
 
 import dataclasses
-from typing import Any
+import hashlib
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import grain
+import jax
 import numpy as np
 
-from grain_mix._errors import fail, kind, name
+from grain_mix._errors import describe, did_you_mean, fail, is_int, kind, name, quote
+
+EQUAL_SEEDS = (
+    "grain_mix: several records of one batch have the same seed, more than chance explains, so "
+    "they are mixed alike. It happens when datasets that each have the same .seed(...) are "
+    "interleaved, when RecordSeed comes before a FlatMap, and when records are repeated or padded. "
+    "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
+    "name padding with valid_key."
+)
+RAREST = 1e-9  # what is less likely than this is no chance
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordSeed(grain.transforms.RandomMap):
-    """Adds the seed that a record is later mixed with. Goes before `Batch`.
+    """Adds the seed that a record is later mixed with. Put it before `Batch`.
 
-    The seed is one `uint32` from the generator that Grain's sampler gives each record, so it is
-    the record's own: the same in any batch, on any host, in any worker and after any restart.
+    Without `id_key` the seed is one `uint32` from the generator that Grain gives to the record. It
+    is the record's own, the same in any batch, on any host, in any worker and after any restart, if
+    Grain knows which record it is:
+
+    - in a `grain.DataLoader` whose sampler has a seed, for any `shard_options` and workers;
+    - in a `MapDataset`, `.seed(0).shuffle()...random_map(RecordSeed())...batch(...)`, as long as
+      nothing is split off before `random_map`.
+
+    Grain counts positions instead of records, and so every host draws the same seeds, after a split
+    `dataset[host::hosts]`, after `.to_iter_dataset()`, and in datasets of single files that are
+    interleaved. There, and after a `FlatMap`, use `id_key`.
 
     Args:
-        seed_key: name of the field to add; the transform behind `Batch` consumes it.
+        seed_key: name of the field to add, a `uint32` scalar. The transform after `Batch` removes
+            it.
+        id_key: name of a field, or a tuple of names, that tells records apart, such as an index or
+            a file name. The seed is then a hash of `seed` and these values, the same on every
+            platform, and depends on nothing else. The values are `int`, `str`, `bytes`, or arrays
+            of these; an integer counts by its value, whatever its dtype. Name a field with the
+            epoch too, or every epoch mixes alike.
+        seed: the seed of the run, an int ≥ 0. Runs with different ones share no draws, with and
+            without `id_key`. 0 takes Grain's generator as it is.
 
     Raises:
-        ValueError: the sampler has no seed, so the record has no generator.
-        KeyError: the record already has a field of that name.
-        TypeError: the record is not a dict.
+        ValueError: the record has no generator, and there is no `id_key`.
+        KeyError: the record already has a field `seed_key`, or has no field `id_key`.
+        TypeError: the record is not a dict, or an id is of another type.
 
-    >>> record = {"image": np.zeros((32, 32, 3), np.uint8), "label": 7}
+    >>> record = {"image": np.zeros((32, 32, 3), np.uint8), "label": 7, "index": 3}
     >>> RecordSeed().random_map(record, np.random.default_rng(0))["mix_seed"].dtype
     dtype('uint32')
+    >>> int(RecordSeed(id_key="index", seed=1).random_map(record)["mix_seed"])
+    293291087
     """
 
     seed_key: str = "mix_seed"
+    _: dataclasses.KW_ONLY
+    id_key: str | tuple[str, ...] | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        name("RecordSeed", "seed_key", self.seed_key)
+        where = "RecordSeed"
+        name(where, "seed_key", self.seed_key)
+        if isinstance(self.id_key, list):
+            object.__setattr__(self, "id_key", tuple(self.id_key))
+        if self.id_key == ():
+            fix = "pass id_key='index' or the like, or None for Grain's generator"
+            fail(ValueError, where, "id_key=()", "at least one name", fix)
+        for key in self._id_keys:
+            name(where, "id_key", key)
+        if self.seed_key in self._id_keys:
+            came = f"{self.seed_key!r} named twice, by seed_key and id_key"
+            fail(ValueError, where, came, "different fields", "rename one")
+        if not is_int(self.seed) or self.seed < 0:
+            error = ValueError if is_int(self.seed) else TypeError
+            fail(error, where, f"seed={quote(self.seed)}", "an int from 0", "pass one like 0")
+        object.__setattr__(self, "seed", int(self.seed))
 
-    def random_map(self, element: Any, rng: np.random.Generator | None) -> dict[str, Any]:
+    @property
+    def _id_keys(self) -> tuple[str, ...]:
+        if self.id_key is None:
+            return ()
+        return self.id_key if isinstance(self.id_key, tuple) else (self.id_key,)
+
+    def random_map(self, element: Any, rng: np.random.Generator | None = None) -> dict[str, Any]:
         """Returns the record with `element[seed_key]`, a `uint32` scalar, added."""
         where = "RecordSeed"
         if not isinstance(element, dict):
@@ -44,11 +101,74 @@ class RecordSeed(grain.transforms.RandomMap):
             fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
             came = f"{self.seed_key!r} is taken in a record with {sorted(map(str, element))}"
             fail(KeyError, where, came, "a free name", fix)
+        return {**element, self.seed_key: self._seed_of(element, rng)}
+
+    def _seed_of(self, record: dict[str, Any], rng: np.random.Generator | None) -> np.uint32:
+        where = "RecordSeed"
+        if self.id_key is not None:
+            for key in self._id_keys:
+                if key not in record:
+                    came = f"no field {key!r} among {sorted(map(str, record))}"
+                    fix = f"{did_you_mean(key, record)}pass the name as id_key"
+                    fail(KeyError, where, came, f"a field {key!r} in the record", fix)
+            return _hash(self.seed, *(_encode(key, record[key]) for key in self._id_keys))
         if not isinstance(rng, np.random.Generator):
-            fix = "give the sampler one, like IndexSampler(..., seed=0)"
+            fix = (
+                "give the sampler a seed, like IndexSampler(..., seed=0); after a FlatMap use "
+                "RecordSeed(id_key=...) with fields that tell its records apart"
+            )
             came = (
                 f"no generator for {self.seed_key!r}: the sampler has no seed, or a FlatMap lost it"
             )
             came = came if rng is None else f"rng is {kind(rng)}"
             fail(ValueError, where, came, "a numpy.random.Generator", fix)
-        return {**element, self.seed_key: rng.integers(2**32, dtype=np.uint32)}
+        drawn = rng.integers(2**32, dtype=np.uint32)
+        return _hash(self.seed, _encode("", drawn)) if self.seed else drawn
+
+    def output_spec(self, input_spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`."""
+        return {**input_spec, self.seed_key: jax.ShapeDtypeStruct((), np.dtype(np.uint32))}
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Refuses to be called, as a function would be."""
+        fix = "use .random_map(gm.RecordSeed()), which in a dataset needs a .seed(0) before it"
+        fail(TypeError, "RecordSeed", "it was given to .map, or called", "a random_map", fix)
+
+
+def _hash(seed: int, *values: bytes) -> np.uint32:
+    """The first 32 bits of BLAKE2b over the run's seed and the values, each with its length."""
+    digest = hashlib.blake2b(digest_size=4)
+    for value in (str(seed).encode(), *values):
+        digest.update(len(value).to_bytes(8, "little") + value)
+    return np.uint32(int.from_bytes(digest.digest(), "little"))
+
+
+def _encode(key: str, value: Any) -> bytes:
+    """The bytes of an id, which differ where the ids do: its type, then its value."""
+    if isinstance(value, np.ndarray | jax.Array) and value.dtype.kind in "iuSU":
+        items = np.asarray(value)
+        if items.ndim == 0:
+            return _encode(key, items.item())
+        parts: Iterable[bytes] = (_encode(key, item) for item in items.ravel().tolist())
+        return f"array {items.shape}".encode() + b"".join(
+            len(part).to_bytes(8, "little") + part for part in parts
+        )
+    if is_int(value):
+        return f"int {int(value)}".encode()
+    if isinstance(value, str):
+        return b"str " + value.encode()
+    if isinstance(value, bytes):
+        return b"bytes " + bytes(value)
+    expected = "an int, str or bytes, or an array of them"
+    fix = "name a field that tells records apart, such as an index or a file name"
+    return fail(TypeError, "RecordSeed", f"{key!r} is {describe(value)}", expected, fix)
+
+
+def warn_of_equal_seeds(seeds: np.ndarray, valid: np.ndarray | None = None) -> None:
+    """Warns where more records of a batch have equal seeds than chance explains."""
+    seeds = seeds if valid is None else seeds[valid]
+    equal = len(seeds) - len(np.unique(seeds))
+    expected = len(seeds) * (len(seeds) - 1) / 2**33
+    # Equal pairs are about Poisson distributed; this bounds the chance of so many.
+    if equal and equal * math.log(expected) - math.lgamma(equal + 1) < math.log(RAREST):
+        warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=3)

@@ -16,6 +16,7 @@ from grain_mix import _draw, _fields, _options, _place
 from grain_mix._axes import axes_of
 from grain_mix._errors import describe, fail, is_array, is_int, quote
 from grain_mix._parts import Images, LabelMaps, Part, SoftLabels, SparseLabels
+from grain_mix._seed import warn_of_equal_seeds
 
 T = TypeVar("T")
 M = TypeVar("M", bound="MixedBatch")
@@ -106,6 +107,8 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                 fix = "call mix inside jit, grad, vmap and shard_map; it does the same"
                 fail(TypeError, where, came, "arrays with values", fix)
         arrays = {key: np.asarray(value) for key, value in fields.items()}
+        valid = None if self.valid_key is None else arrays[self.valid_key]
+        warn_of_equal_seeds(arrays[self.seed_key], valid)
         with _place.outside_meshes():
             if self.sharding is None:
                 mixed = jax.device_get(_mix(self, _place.to_host(arrays)))
