@@ -135,7 +135,7 @@ def _on_torch(
         skipped[f"Skipped: {peer}, {images.dtype} ({_report.reason(error)})."] = None
         return sides
     for side in [side for side in offered if side.task == "stacked"]:
-        name = f"{peer} {side.kind}, a draw a {side.draws}"
+        name = f"{peer} {side.kind}, one draw per {side.draws}"
         try:
             mixed, soft = side.run()
             assert mixed.shape == (len(images), 3, *images.shape[1:3])

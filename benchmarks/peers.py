@@ -31,7 +31,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     return _report.Report(
         subject="peers",
         setting=f"Batches of {size} x {side} x {side} x 3, {classes} classes, α = 1; medians of "
-        f"{rounds} alternating rounds, as multiples of the jitted copy, (milliseconds) behind; "
+        f"{rounds} alternating rounds, as multiples of the jitted copy, milliseconds in brackets; "
         "freed memory is kept for the next call (see NOTES.md).",
         rows=rows
         + [{"side": side, "skipped": why} for why, all_ in skipped.items() for side in all_],
@@ -57,12 +57,12 @@ def _measure(
         for side in offered:
             if side.task == "records" and dtype != "uint8":
                 continue
-            name = f"{peer}, a draw a {side.draws}"
+            name = f"{peer}, one draw per {side.draws}"
             try:
                 check(x, side)
             except Exception as error:
                 skipped.setdefault(_report.reason(error), []).append(
-                    f"{peer}, {dtype} {side.kind} of {side.task}, a draw a {side.draws}"
+                    f"{peer}, {dtype} {side.kind} of {side.task}, one draw per {side.draws}"
                 )
                 continue
             runs[name, side.task, side.kind] = side.run

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+import data
 import numpy as np
 import optax
 import picture
@@ -13,7 +14,7 @@ import training
 from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from train import as_arrays, log_loss, open_dataset
+from train import log_loss, open_dataset
 
 SEEDS = range(5)  # of the records chosen, of their order, of what is drawn, of the first weights
 RECORDS = 200
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 def train_and_predict(args: argparse.Namespace) -> tuple[Predictions, Predictions, np.ndarray]:
     """Returns predictions for clean and for noisy test images, and their labels `[N]`."""
     records, names = open_dataset(args, "train")
-    images, labels = as_arrays(open_dataset(args, "test")[0])
+    images, labels = data.as_arrays(open_dataset(args, "test")[0])
     noise = np.random.default_rng(0).normal(scale=255 * NOISE, size=images.shape)
     noisy = np.clip(images + noise, 0, 255).astype(np.float32)
     optimizer = optax.sgd(args.learning_rate, args.momentum)  # one for all, or each is compiled

@@ -74,6 +74,15 @@ PICTURES = {
 }
 
 
+def as_arrays(records: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all images `[N, H, W, C]` and class ids `[N]`, in the order of the records."""
+    everything = [records[i] for i in range(len(records))]
+    return (
+        np.stack([record["image"] for record in everything]),
+        np.array([record["label"] for record in everything]),
+    )
+
+
 class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Square crops, a third to three quarters of the picture's shorter side, scaled to `SIZE`."""
 

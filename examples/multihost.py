@@ -48,7 +48,7 @@ def main() -> None:
         platform = jax.default_backend()
         print(f"processes: {jax.process_count()}, devices: {jax.device_count()} ({platform})")
 
-    records, names = prepare(args.data_dir)
+    (records, names), (test, _) = (prepare(args.data_dir, split) for split in ("train", "test"))
     mix = gm.MixBatch(num_classes=len(names), sharding=training.over_devices("data"))
     run = training.Training(
         training.Net(records[0]["image"].shape, len(names), nnx.Rngs(args.seed)),
@@ -58,18 +58,22 @@ def main() -> None:
         ),
         checkpoints=args.checkpoint_dir,
         save_every=args.checkpoint_every,
+        options={name: getattr(args, name) for name in ("batch_size", "workers", "seed")},
     )
     if is_first and run.step:
         print(f"resumed after step {run.step}")
     log = Log(args.log_dir)
     loss = None
-    with tqdm(initial=run.step, total=args.steps, disable=None if is_first else True) as bar:
+    with tqdm(initial=run.step, total=args.steps, unit=" steps", disable=not is_first) as bar:
         for batch, loss in run.run(args.steps):
             log.write(run.step, loss, batch)
             bar.update()
     run.close()
+    images, labels = data.as_arrays(test)
+    predicted = np.asarray(training.predict(run.net, images)).argmax(axis=1)
     if is_first:
         print("nothing left" if loss is None else f"loss {float(loss):.4f} after step {run.step}")
+        print(f"{len(labels)} clean test records: accuracy {np.mean(predicted == labels):.2%}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -142,12 +146,12 @@ def start_locally(count: int, devices: int) -> int:
 # --- data and log -------------------------------------------------------------------------------
 
 
-def prepare(data_dir: pathlib.Path | None) -> data.Dataset:
+def prepare(data_dir: pathlib.Path | None, split: str) -> data.Dataset:
     """Opens the photographs, one process after another: the first on a disk has to write them."""
     for turn in range(jax.process_count()):
         if turn == jax.process_index():
-            photographs = data.photographs(data_dir)
-        multihost_utils.sync_global_devices(f"photographs {turn}")
+            photographs = data.photographs(data_dir, split)
+        multihost_utils.sync_global_devices(f"{split} {turn}")
     return photographs
 
 

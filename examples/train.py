@@ -3,6 +3,7 @@
     python examples/train.py --mix cutmix
 
 The same line again goes on from the last checkpoint, and so does one after Ctrl-C, which saves.
+With other options than before, it refuses; more epochs are fine.
 
     python examples/train.py --compare
 
@@ -23,6 +24,8 @@ from absl import flags
 from flax import nnx
 from tqdm import tqdm
 
+OPTIONS = ("data", "mix", "learning_rate", "momentum", "batch_size", "seed", "workers")
+
 
 def main() -> None:
     """Trains and tests."""
@@ -33,7 +36,7 @@ def main() -> None:
         compare.main(args)
         return
     records, names = open_dataset(args, "train")
-    images, labels = as_arrays(open_dataset(args, "test")[0])
+    images, labels = data.as_arrays(open_dataset(args, "test")[0])
     mix = training.MIXES[args.mix](num_classes=len(names), sharding=training.over_devices("data"))
     run = training.Training(
         training.Net(images.shape[1:], len(names), nnx.Rngs(args.seed)),
@@ -47,6 +50,8 @@ def main() -> None:
             augment=[PadCropFlip()] if args.data == "cifar10" else [],
         ),
         checkpoints=args.workdir or pathlib.Path("runs", f"{args.data}-{args.mix}-{args.seed}"),
+        # All that a run cannot change on its way; --num-epochs may grow.
+        options={name: getattr(args, name) for name in OPTIONS},
     )
     if run.step:
         print(f"resumed after step {run.step}")
@@ -94,15 +99,6 @@ def open_dataset(args: argparse.Namespace, split: str) -> data.Dataset:
     if args.data == "cifar10":
         return data.cifar10(args.data_dir, split, download=args.download)
     return data.digits(args.data_dir, split)
-
-
-def as_arrays(records: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all images `[N, H, W, C]` and class ids `[N]`, in the order of the records."""
-    everything = [records[i] for i in range(len(records))]
-    return (
-        np.stack([record["image"] for record in everything]),
-        np.array([record["label"] for record in everything]),
-    )
 
 
 def log_loss(log_probs: np.ndarray, labels: np.ndarray) -> float:

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import json
+import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -52,13 +54,14 @@ def load(
         sampler=gm.PairedSampler(
             sampler, shard_count=shard_options.shard_count, worker_count=workers
         ),
-        operations=[*augment, gm.RecordSeed(), batch],
+        # With a seed of its own: Grain's generators of runs 0 and 1 are alike, one record apart.
+        operations=[*augment, gm.RecordSeed(seed=seed), batch],
         shard_options=shard_options,
         worker_count=workers,
         # Grain's defaults, 16 threads and 500 records ahead, are for files far away.
         read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size),
     )
-    # Behind the workers, which have no devices, and ahead of the train step.
+    # After the workers, which have no devices, and ahead of the train step.
     mixed = gm.LoaderDataset(loader).map(mix)
     return iter(grain.experimental.ThreadPrefetchIterDataset(mixed, prefetch_buffer_size=2))
 
@@ -99,6 +102,26 @@ def train_step(net: Net, optimizer: nnx.Optimizer[Net], batch: Any) -> Any:
     return loss
 
 
+def keep_options(folder: pathlib.Path, options: Mapping[str, Any]) -> None:
+    """Writes what a run was started with beside its checkpoints, or refuses to mix two runs."""
+    path = folder / "options.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        differences = [
+            f"--{name.replace('_', '-')} was {stored[name]}, now it is {value}"
+            for name, value in options.items()
+            if name in stored and stored[name] != value
+        ]
+        if differences:
+            fix = "pass what it was started with, or another folder"
+            raise SystemExit(f"{folder} holds another run: {'; '.join(differences)}; {fix}")
+    elif jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        partly = path.with_suffix(".part")
+        partly.write_text(json.dumps(options, indent=2) + "\n")
+        os.replace(partly, path)
+
+
 class Training:
     """A network, its optimizer and its batches, which are saved and restored together."""
 
@@ -109,6 +132,7 @@ class Training:
         batches: grain.DatasetIterator,
         checkpoints: pathlib.Path | None = None,
         save_every: int = 50,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.net = net
         self.batches = batches
@@ -118,8 +142,9 @@ class Training:
         self._manager: Any = None
         self.step = 0
         if checkpoints:
-            options = ocp.CheckpointManagerOptions(save_interval_steps=save_every, max_to_keep=2)
-            self._manager = ocp.CheckpointManager(checkpoints.absolute(), options=options)
+            keep_options(checkpoints, options or {})
+            saving = ocp.CheckpointManagerOptions(save_interval_steps=save_every, max_to_keep=2)
+            self._manager = ocp.CheckpointManager(checkpoints.absolute(), options=saving)
             self._restore()
 
     def run(self, steps: int) -> Iterator[tuple[Any, Any]]:

@@ -34,7 +34,7 @@ import optax
 import picture  # examples/picture.py: stores what is drawn
 from absl import flags
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -174,7 +174,7 @@ print("the same labels:", np.array_equal(from_ids["label"], from_rows["label"]))
 # %% [markdown]
 # ## MixUp
 #
-# One transform behind `Batch`. The loader without it gives the same records in the same order, which
+# One transform after `Batch`. The loader without it gives the same records in the same order, which
 # makes it easy to look at both.
 
 # %%
@@ -365,7 +365,7 @@ print({key: f"{value.dtype} {value.shape}" for key, value in batch.items()})
 # `jax.Array`s come out, and the result is bit for bit what the host would have made.
 
 # %%
-mesh = jax.make_mesh((jax.device_count(),), ("data",))
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("data"))
 over_devices = gm.MixBatch(num_classes=len(names), sharding=sharding)
 spread = over_devices.map(originals)
@@ -374,7 +374,7 @@ on_host = gm.MixBatch(num_classes=len(names)).map(originals)
 print("the same bits as on the host:", np.array_equal(spread["image"], on_host["image"]))
 
 # %% [markdown]
-# Behind a loader, which may have worker processes, `LoaderDataset` and Grain's prefetch do that ahead
+# After a loader, which may have worker processes, `LoaderDataset` and Grain's prefetch do this ahead
 # of the train step. The README has the same for many hosts.
 
 # %%
@@ -452,9 +452,9 @@ print(f"{len(held_out)} clean records: accuracy {score:.1%}")
 # - **After preprocessing**: decode, crop, flip first; mix last, and normalise then.
 # - **Seeds before `Batch`**: `RecordSeed` belongs to records, mixing to batches.
 #
-# ## First wrong turns
+# ## Common mistakes
 #
-# Each with the error it gives, so that you know it when you see it.
+# Each with the error that it gives.
 
 
 # %%
@@ -479,13 +479,13 @@ batch_of = grain.transforms.Batch(64)
 mix = gm.MixUpBatch(num_classes=len(names))
 
 # %% [markdown]
-# `RecordSeed` behind `Batch`, where there is one generator for 64 records:
+# `RecordSeed` after `Batch`, where there is one generator for 64 records:
 
 # %%
 error_of(lambda: first_batch(batch_of, gm.RecordSeed(), mix))
 
 # %% [markdown]
-# Class ids, and nobody said how many classes there are:
+# Class ids without `num_classes`:
 
 # %%
 error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch()))
@@ -497,13 +497,13 @@ error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch()))
 error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch(image_key="img")))
 
 # %% [markdown]
-# A transform with a `sharding` on its way into a worker process, which has no devices:
+# A transform with a `sharding` in a worker process, which has no devices:
 
 # %%
 error_of(lambda: first_batch(gm.RecordSeed(), batch_of, over_devices, workers=1))
 
 # %% [markdown]
-# Mixing in evaluation raises nothing, since nothing is wrong with the batch. It only makes a network
+# Mixing in evaluation raises no error, since nothing is wrong with the batch. It only makes a network
 # look worse than it is:
 
 # %%

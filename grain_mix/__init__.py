@@ -3,13 +3,19 @@
 The modules, in the order in which a batch meets them:
 
 - `_sampler`: partners that do not depend on the number of hosts and workers
-- `_seed`: one `uint32` per record, from Grain's own generator
+- `_seed`: one `uint32` per record, from Grain's generator or from the record's own values
 - `_loader`: a DataLoader with its workers, ahead of the devices
+- `_transforms`: MixUpBatch, CutMixBatch, MixBatch: what is drawn, which parts are mixed, and where
+- `_options`: the parameters of a transform, checked when it is made
+- `_fields`: finding and replacing the fields of a batch
 - `_draw`: from seeds to λ, partner and box
-- `_blend`: from these to pixels and labels
+- `_parts`: images, label maps, labels: each checks its fields and mixes them
+- `_blend`: the two formulas, as one, and the public functions of them
+- `_weigh`: exact weighted means, for every dtype
+- `_axes`: which axes of an image a box spans
 - `_place`: on the host, or over the devices of a sharding
-- `_batch`: the Grain transforms that string these together
-- `_check`: what a user can get wrong, said clearly
+- `_calls`: what surrounds each call into JAX
+- `_errors`: how an error reads
 """
 
 from grain_mix._blend import cutmix, mixup

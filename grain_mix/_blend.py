@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from grain_mix import _place
 from grain_mix._axes import as_axes, axes_of
+from grain_mix._calls import into_jax
 from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, native_fix
 from grain_mix._fields import has_values
 from grain_mix._weigh import choose, weighted_mean
@@ -49,7 +50,7 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     """
     _check_arrays("mixup", images, partner, averaged=True)
     lam = _as_lam("mixup", lam, np.shape(images)[0])
-    with _place.outside_meshes():
+    with into_jax():
         mixed: jax.Array = _mixup(*map(_place.as_array, (images, partner, lam)))
     return mixed
 
@@ -84,7 +85,7 @@ def cutmix(
     """
     _check_arrays("cutmix", images, partner, averaged=False)
     axes = _check_box("cutmix", box, spatial_axes, np.shape(images))
-    with _place.outside_meshes():
+    with into_jax():
         mixed: jax.Array = _cutmix(*map(_place.as_array, (images, partner, box)), axes)
     return mixed
 

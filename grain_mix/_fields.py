@@ -45,6 +45,6 @@ def replace(
 
 def has_values(x: Any) -> bool:
     """Whether an array's values are known here: not under `jit`, nor on another host."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, jax.core.Tracer) or not hasattr(x, "__array__"):  # a spec has none
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable

@@ -1,19 +1,16 @@
 """What lies ahead of mixing on devices: a `DataLoader`, and its worker processes, as a dataset."""
 
-import atexit
-import functools
-import gc
 import json
-import threading
 from typing import Any, NoReturn
 
 import grain
 
 from grain_mix._errors import fail, kind
+from grain_mix._sampler import check_agreement
 
 
 class LoaderDataset(grain.IterDataset):
-    """A `grain.DataLoader` as a `grain.IterDataset`, so that more can be done behind its workers.
+    """A `grain.DataLoader` as a `grain.IterDataset`, so that more can be done after its workers.
 
     Workers decode and batch; what needs the devices comes after, in this process, and Grain's
     prefetch does it ahead of the train step. Iterators save and restore the loader's state,
@@ -25,8 +22,9 @@ class LoaderDataset(grain.IterDataset):
         loader: what to iterate over. Each iterator starts workers of its own.
 
     Raises:
-        TypeError: `loader` is no `grain.DataLoader`, on construction. Or the dataset is on its way
-            into a worker, behind `mp_prefetch`.
+        TypeError: `loader` is no `grain.DataLoader`. Or the dataset is pickled, as `mp_prefetch`
+            does.
+        ValueError: the loader's `PairedSampler` was made for other numbers of hosts or workers.
 
     >>> import grain_mix as gm
     >>> import numpy as np
@@ -50,6 +48,7 @@ class LoaderDataset(grain.IterDataset):
             fix = "pass what grain.DataLoader(...) or grain.load(...) returns; datasets go without"
             came = f"loader is {kind(loader)}"
             fail(TypeError, "LoaderDataset", came, "a grain.DataLoader", fix)
+        check_agreement(loader)
         self._loader = loader
 
     def __iter__(self) -> grain.DatasetIterator:
@@ -58,7 +57,7 @@ class LoaderDataset(grain.IterDataset):
     def __reduce__(self) -> NoReturn:
         came = "pickled, or copied, as mp_prefetch does"
         fix = (
-            "for workers pass worker_count to the grain.DataLoader, and behind it use "
+            "for workers pass worker_count to the grain.DataLoader, and after it use "
             "grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)"
         )
         fail(TypeError, "LoaderDataset", came, "one that stays in its process", fix)
@@ -97,20 +96,3 @@ class _LoaderIterator(grain.DatasetIterator):
 
     def __str__(self) -> str:
         return "LoaderDatasetIterator"
-
-
-@atexit.register
-def _close_iterators() -> None:
-    """Ends Grain's threads while they can end.
-
-    Grain 0.2.18 leaves that to the end of Python, when one that is inside JAX aborts the process
-    or, from 3.13 on, may block it for ever: https://github.com/google/grain/issues/1196
-    """
-    for thread in threading.enumerate():
-        if thread.name.startswith("grain-thread-prefetch"):
-            # One that waits for a worker that is stuck is left behind, where Grain would wait for
-            # ever: https://github.com/google/grain/issues/1372
-            vars(thread)["join"] = functools.partial(thread.join, timeout=10)
-    for thing in gc.get_objects():
-        if issubclass(type(thing), grain.DatasetIterator):
-            thing.close()

@@ -1,7 +1,7 @@
 """What is mixed is a part: images, label maps, labels.
 
 A part knows the fields that it reads, checks them, and mixes them, given a draw. A new kind of
-field is a new class of the same shape; `parts_of` in `_transforms` is where it is put to use.
+field is a new class of the same shape, and a line in `MixedBatch._parts`, in `_transforms`.
 """
 
 import dataclasses

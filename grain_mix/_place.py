@@ -1,8 +1,6 @@
 """Where mixing runs and where its result lies: on the host, or over this process's devices."""
 
-import contextlib
 import functools
-import multiprocessing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,46 +15,18 @@ ALIGNMENT = 64
 SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
 
 
-def spare_accelerators() -> None:
-    """Tells JAX of the CPU alone in a Grain worker; comes first in all that may start JAX.
-
-    JAX starts every platform it finds when the first is asked for, and a GPU's memory is taken
-    then. A Grain worker has no business there:
-    https://github.com/google/grain/issues/820, https://github.com/google/grain/issues/1199
-    """
-    if multiprocessing.current_process().name.startswith("grain-"):
-        jax.config.update("jax_platforms", "cpu")
-
-
-_NO_MESH = Mesh(np.empty((), object), ())
-
-
-def outside_meshes() -> contextlib.AbstractContextManager[Any]:
-    """Leaves the mesh of `jax.set_mesh`, if there is one, for the time of a call.
-
-    A program that is compiled inside a mesh belongs to the devices of that mesh, while ours
-    belongs to the devices that hold its input: https://github.com/google/orbax/issues/3183
-    """
-    try:
-        return jax.set_mesh(_NO_MESH)
-    except ValueError:  # under jit, where the mesh is that of the surrounding program
-        return contextlib.nullcontext()
-
-
 def as_array(x: ArrayLike) -> jax.Array:
     """A JAX array, made by a transfer that `jax_transfer_guard` allows.
 
     NumPy's arrays are copied first: JAX would share their memory where it is aligned, and the
     caller may write to it while a device still reads it.
     """
-    spare_accelerators()
     return x if isinstance(x, jax.Array) else jax.device_put(np.array(x))
 
 
 @functools.cache
 def host() -> jax.Device:
     """Returns the CPU device."""
-    spare_accelerators()
     try:
         return jax.local_devices(backend="cpu")[0]
     except (RuntimeError, AssertionError) as error:  # an assertion where cuda finds no GPU
@@ -78,7 +48,7 @@ def to_host(fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def _aligned(x: np.ndarray) -> np.ndarray:
     """The array itself, or a copy, in memory that begins at a multiple of 64 bytes.
 
-    NumPy's arrays begin 16 bytes behind one. XLA would copy them into fresh small pages, which for
+    NumPy's arrays begin 16 bytes after one. XLA would copy them into fresh small pages, which for
     a large `float32` batch takes four times as long as this copy into NumPy's memory, of huge
     pages.
     """

@@ -131,3 +131,21 @@ def _deals(sampler: Any) -> bool:
         return isinstance(sampler[0], grain.RecordMetadata)
     except LookupError:
         return True  # it is empty
+
+
+def check_agreement(loader: grain.DataLoader) -> None:
+    """Checks that a loader has the hosts and workers that its `PairedSampler` pairs for."""
+    # Where a Grain 0.2.18 loader keeps them. Without these, nothing can be compared.
+    sampler = getattr(loader, "_sampler", None)
+    shards = getattr(loader, "_shard_options", None)
+    workers = getattr(loader, "_multiprocessing_options", None)
+    if not isinstance(sampler, PairedSampler) or shards is None or workers is None:
+        return
+    ours = {"shard_count": sampler.shard_count, "worker_count": sampler.worker_count}
+    theirs = {"shard_count": shards.shard_count, "worker_count": workers.num_workers}
+    for field, count in ours.items():
+        if max(count, 1) != max(theirs[field], 1):  # no worker deals out as one worker does
+            came = f"a PairedSampler with {field}={count}"
+            expected = f"{theirs[field]}, as the grain.DataLoader has"
+            fix = "write the number once, as a variable, and pass it to both"
+            fail(ValueError, "LoaderDataset", came, expected, fix)

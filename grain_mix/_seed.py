@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import grain
-import jax
 import numpy as np
 
-from grain_mix._errors import describe, did_you_mean, fail, is_int, kind, name, quote
+from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, name, quote
 
 EQUAL_SEEDS = (
     "grain_mix: several records of one batch have the same seed, more than chance explains, so "
@@ -127,7 +126,10 @@ class RecordSeed(grain.transforms.RandomMap):
 
     def output_spec(self, input_spec: Mapping[str, Any]) -> dict[str, Any]:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`."""
-        return {**input_spec, self.seed_key: jax.ShapeDtypeStruct((), np.dtype(np.uint32))}
+        return {
+            **input_spec,
+            self.seed_key: grain.experimental.ShapeDtypeStruct((), np.dtype(np.uint32)),
+        }
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""
@@ -145,7 +147,7 @@ def _hash(seed: int, *values: bytes) -> np.uint32:
 
 def _encode(key: str, value: Any) -> bytes:
     """The bytes of an id, which differ where the ids do: its type, then its value."""
-    if isinstance(value, np.ndarray | jax.Array) and value.dtype.kind in "iuSU":
+    if is_array(value) and value.dtype.kind in "iuSU" and not isinstance(value, np.generic):
         items = np.asarray(value)
         if items.ndim == 0:
             return _encode(key, items.item())

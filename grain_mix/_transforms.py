@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from grain_mix import _draw, _fields, _options, _place
 from grain_mix._axes import axes_of
+from grain_mix._calls import into_jax
 from grain_mix._errors import describe, fail, is_array, is_int, quote
 from grain_mix._parts import Images, LabelMaps, Part, SoftLabels, SparseLabels
 from grain_mix._seed import warn_of_equal_seeds
@@ -109,7 +110,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         arrays = {key: np.asarray(value) for key, value in fields.items()}
         valid = None if self.valid_key is None else arrays[self.valid_key]
         warn_of_equal_seeds(arrays[self.seed_key], valid)
-        with _place.outside_meshes():
+        with into_jax():
             if self.sharding is None:
                 mixed = jax.device_get(_mix(self, _place.to_host(arrays)))
                 return _fields.replace(element, [self.seed_key], mixed)
@@ -145,8 +146,9 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         Returns:
             A new dict with the values that `map` returns, as `jax.Array`s.
         """
-        arrays = {key: _place.as_array(value) for key, value in self._checked(batch).items()}
-        with _place.outside_meshes():
+        fields = self._checked(batch)
+        with into_jax():
+            arrays = {key: _place.as_array(value) for key, value in fields.items()}
             return _fields.replace(batch, [self.seed_key], _mix(self, arrays))
 
     def draw(
@@ -176,17 +178,17 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                 fix = "pass np.asarray(valid)"
                 fail(TypeError, where, f"valid is {describe(valid)}", f"bool [{size}]", fix)
             _draw.check_valid(where, "valid", valid, size)
-            valid = _place.as_array(valid)
         lengths = tuple(shape[axis] for axis in axes)
-        with _place.outside_meshes():
-            drawn: _draw.Draw = _draw_jitted(self, _place.as_array(seeds), valid, lengths)
+        with into_jax():
+            real = None if valid is None else _place.as_array(valid)
+            drawn: _draw.Draw = _draw_jitted(self, _place.as_array(seeds), real, lengths)
         return drawn
 
     def output_spec(self, input_spec: Mapping[str, Any]) -> dict[str, Any]:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`.
 
         Args:
-            input_spec: the fields of a batch as `jax.ShapeDtypeStruct`s or the like. The number of
+            input_spec: the fields of a batch, each with a `shape` and a `dtype`. The number of
                 records may be unknown (`None`), as it is without `drop_remainder=True`.
         """
         where = type(self).__name__
@@ -202,10 +204,10 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         }
         fields = self._checked({**input_spec, **specs})
         shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in fields.items()}
-        with _place.outside_meshes():
+        with into_jax():
             mixed = jax.eval_shape(functools.partial(_mix, self), shapes)
         out = {
-            key: jax.ShapeDtypeStruct((size, *spec.shape[1:]), np.dtype(spec.dtype))
+            key: grain.experimental.ShapeDtypeStruct((size, *spec.shape[1:]), spec.dtype)
             for key, spec in mixed.items()
         }
         return _fields.replace(input_spec, [self.seed_key], out)

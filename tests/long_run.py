@@ -41,7 +41,7 @@ class Records:
 
 
 def start() -> grain.DatasetIterator:
-    """Two workers, mixing over four devices behind them, in a prefetch thread."""
+    """Two workers, mixing over four devices after them, in a prefetch thread."""
     mesh = jax.make_mesh((4,), ("data",))
     mix = gm.MixBatch(num_classes=10, sharding=NamedSharding(mesh, PartitionSpec("data")))
     loader = grain.DataLoader(

@@ -188,42 +188,6 @@ def run_script(
     )
 
 
-OPEN_AT_THE_END = """
-import grain, jax, numpy as np
-import grain_mix as gm
-
-records = [{{"image": np.zeros((256, 256, 3), np.uint8), "label": i}} for i in range(8)]
-iterators = []
-for sharding in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
-    dataset = (
-        grain.MapDataset.source(records)
-        .seed(0)
-        .repeat()
-        .random_map(gm.RecordSeed())
-        .batch(8)
-        .map(gm.MixBatch(num_classes=8, sharding=sharding))
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    )
-    # Room for so much that its thread is still mixing when Python ends.
-    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=10**6)
-    iterators.append(iter(dataset))
-    next(iterators[-1])
-{end}
-"""
-
-
-@pytest.mark.parametrize(("end", "status"), [("", 0), ("raise OSError('mine')", 1)])
-def test_python_ends_while_threads_mix(end: str, status: int, tmp_path: pathlib.Path) -> None:
-    """Grain's prefetch threads go on until then, unless their iterators are closed."""
-    path = tmp_path / "main.py"
-    path.write_text(OPEN_AT_THE_END.format(end=end))
-    done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == status, done.stderr
-    assert ("OSError: mine" in done.stderr) == bool(status)
-
-
 def group_is_gone(group: int, seconds: float = 30) -> bool:
     for _ in range(int(20 * seconds)):
         try:

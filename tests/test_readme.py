@@ -1,8 +1,9 @@
-"""Every Python snippet of the README runs, in order, and says the truth about what comes out."""
+"""The Python snippets of the README are one program, from the records to the train step."""
 
 import pathlib
 import re
 
+import jax
 import numpy as np
 
 import grain_mix as gm
@@ -14,7 +15,7 @@ def test_snippets(rng: np.random.Generator) -> None:
     images = rng.integers(0, 256, (300, 8, 6, 3), np.uint8)
     names = {"source": [{"image": image, "label": i % 10} for i, image in enumerate(images)]}
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     for i, snippet in enumerate(snippets):
         exec(compile(snippet, str(README), "exec"), names)
         if i == 0:
@@ -26,6 +27,8 @@ def test_snippets(rng: np.random.Generator) -> None:
     assert (second["image"].shape, second["image"].sharding) == ((64, 8, 6, 3), names["sharding"])
     assert next(iter(names["dataset"]))["label"].sharding == names["sharding"]
     assert names["statistics"][1].shape == (10,)
+    assert names["mesh"].devices.size == jax.device_count() > 1
+    assert np.isfinite(names["loss"])
 
     seeded = {
         "image": images[:64],

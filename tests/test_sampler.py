@@ -187,7 +187,7 @@ def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int
 
 
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 2)])
-def test_datasets_split_behind_batch(hosts: int, workers: int) -> None:
+def test_datasets_split_after_batch(hosts: int, workers: int) -> None:
     """Grain's datasets need no sampler for it, as long as whole batches are what is dealt out."""
     seeded = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
     seeded = seeded.random_map(gm.RecordSeed()).map(KeepSeed())
@@ -389,3 +389,23 @@ def test_loader_needs_shard_options() -> None:
     sampler = PairedSampler(index_sampler(), shard_count=2)
     with pytest.raises(ValueError, match="pass shard options to the DataLoader"):
         grain.DataLoader(data_source=records(), sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "workers", "agree"),
+    [(2, 2, True), (1, 2, False), (2, 1, False), (2, 0, False), (4, 2, False)],
+)
+def test_a_loader_with_other_numbers(hosts: int, workers: int, agree: bool) -> None:
+    sampler = grain.samplers.IndexSampler(64, shuffle=True, seed=0, num_epochs=1)
+    loader = grain.DataLoader(
+        data_source=range(64),
+        sampler=gm.PairedSampler(sampler, shard_count=hosts, worker_count=workers),
+        shard_options=grain.sharding.ShardOptions(0, 2),
+        operations=[grain.transforms.Batch(4)],
+        worker_count=2,
+    )
+    if agree:
+        gm.LoaderDataset(loader)
+        return
+    with pytest.raises(ValueError, match=r"a PairedSampler with .*; expected 2, as .*; write"):
+        gm.LoaderDataset(loader)

@@ -84,7 +84,7 @@ def load(*operations: Any, **options: Any) -> list[Any]:
     return list(loader)
 
 
-def test_what_the_error_behind_a_flat_map_says_works() -> None:
+def test_the_fix_for_a_flat_map_works() -> None:
     with pytest.raises(ValueError, match=r"no generator.*after a FlatMap use RecordSeed\(id_key"):
         load(Crops(), gm.RecordSeed())
     records = load(Crops(), gm.RecordSeed(id_key=("index", "crop")))

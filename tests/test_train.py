@@ -70,6 +70,22 @@ def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
     assert result == straight
 
 
+def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
+    """They would go on with other batches than those that the checkpoint's state counts."""
+    line = ["--workdir", tmp_path / "run", "--num-epochs", 1]
+    train(tmp_path, *line, "--mix", "mixup", "--batch-size", 64)
+    for flags, difference in [
+        (["--mix", "cutmix", "--batch-size", 64], "--mix was mixup, now it is cutmix"),
+        (["--mix", "mixup", "--batch-size", 128], "--batch-size was 64, now it is 128"),
+    ]:
+        with started(tmp_path, *line, *flags) as process:
+            _, errors = process.communicate()
+        assert process.returncode == 1
+        assert f"holds another run: {difference}; pass what it was started with" in errors
+    resumed, _ = train(tmp_path, *line, "--mix", "mixup", "--batch-size", 64)
+    assert resumed == f"resumed after step {1437 // 64}"
+
+
 def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
     saved = tmp_path / "runs" / "digits-both-0" / "50"  # the first checkpoint
     with started(tmp_path, "--num-epochs", 10**6) as process:

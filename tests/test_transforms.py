@@ -175,18 +175,11 @@ def test_signatures_show_all_fields(kind: str) -> None:
 def test_grains_element_spec(
     kind: str, drop_remainder: bool, sparse: bool, rng: np.random.Generator
 ) -> None:
-    class Source:
-        def __len__(self) -> int:
-            return 10
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"image": np.zeros((8, 6, 3), np.uint8), "label": index, "valid": True}
-
     class Spec(grain.transforms.Map):
         """A decoder that says what it returns, which Grain asks of each step."""
 
-        def map(self, element: Any) -> Any:
-            return element
+        def map(self, element: int) -> Any:
+            return {"image": np.zeros((8, 6, 3), np.uint8), "label": element, "valid": True}
 
         def output_spec(self, _: Any) -> Any:
             return {
@@ -195,7 +188,7 @@ def test_grains_element_spec(
                 "valid": jax.ShapeDtypeStruct((), bool),
             }
 
-    dataset = grain.MapDataset.source(Source()).seed(0).map(Spec()).random_map(gm.RecordSeed())
+    dataset = grain.MapDataset.range(10).seed(0).map(Spec()).random_map(gm.RecordSeed())
     dataset = dataset.batch(4, drop_remainder=drop_remainder)
     dataset = dataset.map(KINDS[kind](num_classes=10, sparse_labels=sparse, valid_key="valid"))
     spec = grain.experimental.get_element_spec(dataset)

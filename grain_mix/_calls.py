@@ -1,0 +1,112 @@
+"""What surrounds each of our calls into JAX: the right platforms, no mesh, and a Python that stays.
+
+The only state of the package that is global to a process is here: the calls in progress, and
+whether Python is ending.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+PATIENCE = 20.0  # seconds that the end of Python waits for calls in progress
+GRACE = 0.5  # seconds that it waits for the threads that made them
+
+_NO_MESH = Mesh(np.empty((), object), ())
+_in_progress: set[tuple[int, object]] = set()
+_callers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # all but the main thread
+_ending = False
+
+
+@contextlib.contextmanager
+def into_jax() -> Iterator[None]:
+    """Surrounds every call that uses JAX.
+
+    Raises:
+        RuntimeError: Python is ending, and this is not its main thread.
+    """
+    _spare_accelerators()
+    call = os.getpid(), object()  # a forked child inherits the set, but not the threads
+    _in_progress.add(call)  # before the look at _ending, or a call could slip by _end
+    try:
+        thread = threading.current_thread()
+        if thread is not threading.main_thread():
+            _callers.add(thread)
+            if _ending:
+                raise RuntimeError(
+                    "grain_mix: Python is ending, so this thread cannot mix any more"
+                )
+        with _outside_meshes():
+            yield
+    finally:
+        _in_progress.discard(call)
+
+
+@atexit.register
+def _end() -> None:
+    """Lets no thread be inside JAX when Python ends, as far as our own calls go.
+
+    A daemon thread, such as one of Grain's prefetch, that comes back from JAX to a Python that has
+    ended aborts the process: https://github.com/google/grain/issues/1196. Refused, it ends by
+    itself. Grain uses JAX around our calls as well, for its statistics, so it gets some time more.
+    """
+    global _ending
+    _ending = True
+    pid = os.getpid()
+    _wait_while(lambda: any(owner == pid for owner, _ in tuple(_in_progress)), PATIENCE)
+    if _callers:
+        _wait_while(lambda: any(thread.is_alive() for thread in tuple(_callers)), GRACE)
+        _wait_while(lambda: True, GRACE / 10)  # for those that only pass on what ours made
+
+
+def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
+    """Ctrl-C does not cut this short, since the abort would come in its place."""
+    deadline = time.monotonic() + seconds
+    waiting = True
+    while waiting:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.005)
+            waiting = busy() and time.monotonic() < deadline
+
+
+def _spare_accelerators() -> None:
+    """Tells JAX of the CPU alone in a Grain worker, before JAX starts there.
+
+    JAX starts every platform it finds when the first is asked for, and a GPU's memory is taken
+    then. A Grain worker has no business there:
+    https://github.com/google/grain/issues/820, https://github.com/google/grain/issues/1199
+    """
+    if is_grain_worker():
+        jax.config.update("jax_platforms", "cpu")
+
+
+def is_grain_worker() -> bool:
+    """Whether this process is one that Grain started to load data."""
+    process: Any = multiprocessing.current_process()
+    if not (process.daemon and process.name.startswith("grain-process-prefetch-")):
+        return False
+    # Anyone can choose a name. As of Grain 0.2.18 its workers set this before they load a dataset.
+    module = sys.modules.get("grain._src.python.dataset.transformations.process_prefetch")
+    return bool(getattr(module, "_is_in_worker_process", True))
+
+
+def _outside_meshes() -> contextlib.AbstractContextManager[Any]:
+    """Leaves the mesh of `jax.set_mesh`, if there is one.
+
+    A program that is compiled inside a mesh belongs to the devices of that mesh, while ours belongs
+    to the devices that hold its input: https://github.com/google/orbax/issues/3183
+    """
+    try:
+        return jax.set_mesh(_NO_MESH)
+    except ValueError:  # under jit, where the mesh is that of the surrounding program
+        return contextlib.nullcontext()

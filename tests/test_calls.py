@@ -1,0 +1,196 @@
+"""The end of Python, and Grain's worker processes: what we look after, and what we leave alone."""
+
+import multiprocessing
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+import grain_mix as gm
+
+OPEN_AT_THE_END = """
+import atexit, contextlib, gc, sys, threading, traceback
+import grain, jax, numpy as np
+{before}
+import grain_mix as gm
+
+records = [{{"image": np.zeros((256, 256, 3), np.uint8), "label": i}} for i in range(8)]
+iterators = []
+for sharding in (None, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+    dataset = (
+        grain.MapDataset.source(records)
+        .seed(0)
+        .repeat()
+        .random_map(gm.RecordSeed())
+        .batch(8)
+        .map(gm.MixBatch(num_classes=8, sharding=sharding))
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    )
+    # Room for so much that its thread is still mixing when Python ends.
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=10**6)
+    {nested}
+    iterators.append(iter(dataset))
+    next(iterators[-1])
+{end}
+"""
+NESTED = """dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=10**6)"""
+
+
+def run(tmp_path: pathlib.Path, end: str = "", before: str = "", nested: str = "") -> Any:
+    path = tmp_path / "main.py"
+    path.write_text(OPEN_AT_THE_END.format(end=end, before=before, nested=nested))
+    return subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("nested", ["", NESTED], ids=["one", "nested"])
+@pytest.mark.parametrize(
+    ("end", "status"), [("", 0), ("raise OSError('mine')", 1), ("gc.freeze()", 0)]
+)
+def test_python_ends_while_threads_mix(
+    end: str, status: int, nested: str, tmp_path: pathlib.Path
+) -> None:
+    """Grain's prefetch threads go on until then, unless their iterators are closed."""
+    done = run(tmp_path, end, nested=nested)
+    assert done.returncode == status, done.stderr
+    assert ("OSError: mine" in done.stderr) == bool(status)
+
+
+STRANGERS = """
+class Strange(grain.DatasetIterator):
+    def __init__(self):
+        super().__init__()
+    def __next__(self): return 1
+    def get_state(self): return {}
+    def set_state(self, state): pass
+    def close(self):
+        if any("grain_mix" in frame.filename for frame in traceback.extract_stack()):
+            print("closed by another")
+            raise OSError("a stranger's close")
+class Odd(type):
+    @property
+    def __class__(cls): raise OSError("an odd metaclass")
+class Thing(metaclass=Odd): pass
+strange, thing = Strange(), Thing()
+half_built = Strange.__new__(Strange)
+"""
+
+
+def test_strangers_are_left_alone(tmp_path: pathlib.Path) -> None:
+    joins = "print({thread.join.__qualname__ for thread in threading.enumerate()})"
+    done = run(tmp_path, STRANGERS + joins)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["{'Thread.join'}"]
+    assert "strange" not in done.stderr
+    assert "metaclass" not in done.stderr
+
+
+def test_others_still_read_when_python_ends(tmp_path: pathlib.Path) -> None:
+    """Handlers registered later run earlier, and the main thread mixes to the end."""
+    end = """
+def read():
+    print([len(next(iterator)["image"]) for iterator in iterators])
+atexit.register(read)
+"""
+    before = """
+def mix():
+    batch = {"image": np.zeros((2, 4), np.float32), "mix_seed": np.arange(2, dtype=np.uint32)}
+    print(sorted(gm.MixUpBatch(label_key=None).map(batch)))
+atexit.register(mix)
+"""
+    done = run(tmp_path, end, before)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[8, 8]", "['image']"]
+
+
+@pytest.mark.parametrize("pause", [0, 0.01, 0.05, 0.3])
+def test_two_control_c(pause: float, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "main.py"
+    end = "print('ready', flush=True)\nwhile True: next(iterators[0])"
+    path.write_text(OPEN_AT_THE_END.format(end=end, before="", nested=""))
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        _, err = process.communicate(timeout=120)
+    # Python's own status: an abort would be -6 and a segfault -11.
+    assert process.returncode in (-signal.SIGINT, 1), err
+    assert "KeyboardInterrupt" in err
+
+
+def test_new_calls_are_refused_in_threads() -> None:
+    code = """
+import threading, numpy as np, grain_mix as gm
+from grain_mix import _calls
+batch = {"image": np.zeros((2, 4), np.float32), "mix_seed": np.arange(2, dtype=np.uint32)}
+transform = gm.MixUpBatch(label_key=None)
+transform.map(batch)
+_calls._end()
+def refused(function, *args):
+    try:
+        function(*args)
+    except RuntimeError as error:
+        print(error)
+calls = [(transform.map, batch), (transform.mix, batch)]
+calls += [(transform.draw, batch["mix_seed"], (2, 4))]
+calls += [(gm.mixup, batch["image"], [0.5, 0.5], np.array([1, 0]))]
+calls += [(gm.cutmix, batch["image"], np.zeros((2, 1, 2), int), np.array([1, 0]))]
+for call in calls:
+    thread = threading.Thread(target=refused, args=call)
+    thread.start()
+    thread.join()
+assert not _calls._in_progress
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("Python is ending, so this thread cannot mix more") == 5
+
+
+# --- workers ------------------------------------------------------------------------------------
+
+
+def platforms(_: Any = None) -> Any:
+    batch = {"image": np.zeros((2, 4), np.float32), "mix_seed": np.arange(2, dtype=np.uint32)}
+    gm.MixUpBatch(label_key=None).mix(batch)
+    return jax.config.values["jax_platforms"]
+
+
+def put_platforms(queue: Any) -> None:
+    queue.put(platforms())
+
+
+@pytest.mark.parametrize("name", ["grain-mine", "grain-process-prefetch-mine"])
+def test_a_process_with_such_a_name_keeps_its_platforms(name: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=put_platforms, args=(queue,), name=name, daemon=True)
+    process.start()
+    assert queue.get(timeout=120) == jax.config.values["jax_platforms"]
+    process.join()
+
+
+class Platforms(grain.transforms.Map):
+    def map(self, element: Any) -> Any:
+        return str(platforms())
+
+
+def test_grains_workers_use_the_cpu_alone() -> None:
+    sampler = grain.samplers.SequentialSampler(4)
+    loader = grain.DataLoader(
+        data_source=range(4), sampler=sampler, operations=[Platforms()], worker_count=1
+    )
+    assert set(loader) == {"cpu"}
+    dataset = grain.MapDataset.range(4).map(Platforms()).to_iter_dataset()
+    assert set(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=1))) == {"cpu"}
