@@ -230,8 +230,8 @@ def _between(bounds: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
     line = [length if i == axis else 1 for i, length in enumerate(shape)]
     position = jax.lax.broadcasted_iota(jnp.int32, line, axis)
     inside = (start <= position) & (position < stop)
-    # XLA's CPU compiler would repeat the comparison for each pixel of the image, which takes longer
-    # than the rest. Elsewhere a barrier only costs a kernel.
+    # Workaround for JAX 0.7 to 0.12: XLA's CPU compiler would repeat the comparison for each pixel
+    # of the image, which takes longer than the rest. Elsewhere a barrier only costs a kernel.
     barrier = jax.lax.optimization_barrier
     mask: jax.Array = jax.lax.platform_dependent(inside, cpu=barrier, default=lambda x: x)
     return mask

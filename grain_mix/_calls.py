@@ -43,9 +43,7 @@ def into_jax() -> Iterator[None]:
         if thread is not threading.main_thread():
             _callers.add(thread)
             if _ending:
-                raise RuntimeError(
-                    "grain_mix: Python is ending, so this thread cannot mix any more"
-                )
+                raise RuntimeError("grain_mix: Python is ending, so this thread cannot mix more")
         with _outside_meshes():
             yield
     finally:
@@ -56,9 +54,10 @@ def into_jax() -> Iterator[None]:
 def _end() -> None:
     """Lets no thread be inside JAX when Python ends, as far as our own calls go.
 
-    A daemon thread, such as one of Grain's prefetch, that comes back from JAX to a Python that has
-    ended aborts the process: https://github.com/google/grain/issues/1196. Refused, it ends by
-    itself. Grain uses JAX around our calls as well, for its statistics, so it gets some time more.
+    Workaround for Grain 0.2.18, whose daemon threads go on until Python has ended: one that comes
+    back from JAX then aborts the process. https://github.com/google/grain/issues/1196
+    A thread whose call is refused ends by itself. Grain uses JAX around our calls as well, for its
+    statistics, so the threads get some time more.
     """
     global _ending
     _ending = True
@@ -82,8 +81,8 @@ def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
 def _spare_accelerators() -> None:
     """Tells JAX of the CPU alone in a Grain worker, before JAX starts there.
 
-    JAX starts every platform it finds when the first is asked for, and a GPU's memory is taken
-    then. A Grain worker has no business there:
+    Workaround for Grain 0.2.18: JAX starts every platform it finds when the first is asked for, and
+    a GPU's memory is taken then. A Grain worker has no business there:
     https://github.com/google/grain/issues/820, https://github.com/google/grain/issues/1199
     """
     if is_grain_worker():
@@ -95,7 +94,8 @@ def is_grain_worker() -> bool:
     process: Any = multiprocessing.current_process()
     if not (process.daemon and process.name.startswith("grain-process-prefetch-")):
         return False
-    # Anyone can choose a name. As of Grain 0.2.18 its workers set this before they load a dataset.
+    # Anyone can choose a name. Workaround for Grain 0.2.18, which says so in a private place alone:
+    # its workers set this before they load a dataset.
     module = sys.modules.get("grain._src.python.dataset.transformations.process_prefetch")
     return bool(getattr(module, "_is_in_worker_process", True))
 
@@ -103,8 +103,9 @@ def is_grain_worker() -> bool:
 def _outside_meshes() -> contextlib.AbstractContextManager[Any]:
     """Leaves the mesh of `jax.set_mesh`, if there is one.
 
-    A program that is compiled inside a mesh belongs to the devices of that mesh, while ours belongs
-    to the devices that hold its input: https://github.com/google/orbax/issues/3183
+    Workaround for JAX 0.7 to 0.12: a program that is compiled inside a mesh belongs to the devices
+    of that mesh, while ours belongs to the devices that hold its input:
+    https://github.com/google/orbax/issues/3183
     """
     try:
         return jax.set_mesh(_NO_MESH)

@@ -72,8 +72,8 @@ class _LoaderIterator(grain.DatasetIterator):
     def __next__(self) -> Any:
         self._assert_not_closed()
         if not self._started:
-            # After get_state or set_state, Grain 0.2.18 would start a worker when its turn comes,
-            # one after another.
+            # Workaround: after get_state or set_state, Grain 0.2.18 would start a worker when its
+            # turn comes, one after another.
             self.start_prefetch()
         return next(self._batches)
 
@@ -91,7 +91,7 @@ class _LoaderIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         super().close()
-        # As of Grain 0.2.18 only what it wraps can be closed.
+        # Workaround: as of Grain 0.2.18 only what it wraps can be closed.
         self._batches._iterator.close()
 
     def __str__(self) -> str:

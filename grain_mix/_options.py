@@ -1,17 +1,21 @@
 """The parameters of a transform, checked when it is made."""
 
+import dataclasses
+import functools
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from grain_mix._axes import as_axes
 from grain_mix._draw import ONE
-from grain_mix._errors import did_you_mean, fail, is_int, name, quote
+from grain_mix._errors import did_you_mean, fail, is_int, kind, name, quote
 from grain_mix._place import check_sharding
 
 MODES = ("elem", "pair", "batch")
+T = TypeVar("T")
 
 
 def option(where: str, field: str, value: Any) -> Any:
@@ -119,10 +123,24 @@ def check_names(where: str, names: list[tuple[str, str]]) -> None:
                 fail(ValueError, where, came, "different fields", "rename one")
 
 
-def check_keywords(where: str, given: set[str], fields: list[str]) -> None:
-    """Checks the names of the keyword arguments that a transform is made with."""
-    for field in sorted(given - set(fields)):
-        near = [other for other in fields if field in other]
-        hint = did_you_mean(field, fields) if not near else f"did you mean {' or '.join(near)}? "
-        came = f"an unknown parameter {field!r}"
-        fail(TypeError, where, came, f"one of {', '.join(fields)}", f"{hint}see the docstring")
+def explains_mistakes(transform: type[T]) -> type[T]:
+    """Lets a transform be made with wrong arguments only to say which ones there are."""
+    where = transform.__name__
+    made: Callable[..., None] = transform.__init__
+    fields = [field.name for field in dataclasses.fields(transform)]  # type: ignore[arg-type]
+
+    @functools.wraps(made)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args and isinstance(args[0], Mapping | Iterator):  # Grain calls what it takes to be one
+            came = f"the class was given in place of a transform, and called with {kind(args[0])}"
+            fix = f"write {where}(), with brackets"
+            fail(TypeError, where, came, "a transform", fix)
+        for field in sorted(set(kwargs) - set(fields)):
+            near = [other for other in fields if field in other]
+            hint = f"did you mean {' or '.join(near)}? " if near else did_you_mean(field, fields)
+            came = f"an unknown parameter {field!r}"
+            fail(TypeError, where, came, f"one of {', '.join(fields)}", f"{hint}see the docstring")
+        made(self, *args, **kwargs)
+
+    setattr(transform, "__init__", checked)  # noqa: B010 (mypy refuses the plain assignment)
+    return transform

@@ -48,9 +48,9 @@ def to_host(fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def _aligned(x: np.ndarray) -> np.ndarray:
     """The array itself, or a copy, in memory that begins at a multiple of 64 bytes.
 
-    NumPy's arrays begin 16 bytes after one. XLA would copy them into fresh small pages, which for
-    a large `float32` batch takes four times as long as this copy into NumPy's memory, of huge
-    pages.
+    Workaround for JAX 0.7 to 0.12: NumPy's arrays begin 16 bytes after one, and XLA would copy them
+    into fresh small pages. For a large `float32` batch that takes four times as long as this copy
+    into NumPy's memory, of huge pages.
     """
     # Without jit, what comes back unmixed would be the caller's own memory.
     shared = not jax.config.values["jax_disable_jit"]

@@ -89,7 +89,8 @@ class PairedSampler:
                 came = f"{field}={quote(value)}"
                 fail(error, where, came, f"an int from {least}", fix)
             object.__setattr__(self, field, int(value))  # which no NumPy type overflows
-        # Where Grain's own samplers keep it, and where its DataLoader looks for it, as of 0.2.18.
+        # Workaround, no public name: where Grain 0.2.18's own samplers keep it, and where its
+        # DataLoader looks for it.
         own = getattr(sampler, "_shard_options", None)
         if isinstance(own, grain.sharding.ShardOptions) and own.shard_count > 1:
             fix = "give shard_options to the grain.DataLoader, and none to the sampler"
@@ -135,7 +136,8 @@ def _deals(sampler: Any) -> bool:
 
 def check_agreement(loader: grain.DataLoader) -> None:
     """Checks that a loader has the hosts and workers that its `PairedSampler` pairs for."""
-    # Where a Grain 0.2.18 loader keeps them. Without these, nothing can be compared.
+    # Workaround, no public names: where a loader of Grain 0.2.18 keeps them. Without these, nothing
+    # can be compared.
     sampler = getattr(loader, "_sampler", None)
     shards = getattr(loader, "_shard_options", None)
     workers = getattr(loader, "_multiprocessing_options", None)

@@ -1,6 +1,7 @@
 """Where the randomness comes from: one seed per record, taken before batching."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import warnings
@@ -11,6 +12,7 @@ import grain
 import numpy as np
 
 from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, name, quote
+from grain_mix._options import explains_mistakes
 
 EQUAL_SEEDS = (
     "grain_mix: several records of one batch have the same seed, more than chance explains, so "
@@ -19,9 +21,10 @@ EQUAL_SEEDS = (
     "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
     "name padding with valid_key."
 )
-RAREST = 1e-9  # what is less likely than this is no chance
+RAREST = 1e-8  # what is less likely than this is no chance
 
 
+@explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class RecordSeed(grain.transforms.RandomMap):
     """Adds the seed that a record is later mixed with. Put it before `Batch`.
@@ -158,7 +161,7 @@ def _encode(key: str, value: Any) -> bytes:
     if is_int(value):
         return f"int {int(value)}".encode()
     if isinstance(value, str):
-        return b"str " + value.encode()
+        return b"str " + value.encode("utf-8", "surrogatepass")  # any file name
     if isinstance(value, bytes):
         return b"bytes " + bytes(value)
     expected = "an int, str or bytes, or an array of them"
@@ -173,4 +176,10 @@ def warn_of_equal_seeds(seeds: np.ndarray, valid: np.ndarray | None = None) -> N
     expected = len(seeds) * (len(seeds) - 1) / 2**33
     # Equal pairs are about Poisson distributed; this bounds the chance of so many.
     if equal and equal * math.log(expected) - math.lgamma(equal + 1) < math.log(RAREST):
-        warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=3)
+        warn_once()
+
+
+@functools.cache
+def warn_once() -> None:
+    """Warns of equal seeds, once per process."""
+    warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=4)

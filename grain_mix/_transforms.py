@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 import grain
@@ -20,21 +20,6 @@ from grain_mix._parts import Images, LabelMaps, Part, SoftLabels, SparseLabels
 from grain_mix._seed import warn_of_equal_seeds
 
 T = TypeVar("T")
-M = TypeVar("M", bound="MixedBatch")
-
-
-def _explains_keywords(transform: type[M]) -> type[M]:
-    """Lets an unknown keyword argument be an error that says which ones there are."""
-    made: Callable[..., None] = transform.__init__
-    fields = [field.name for field in dataclasses.fields(transform)]
-
-    @functools.wraps(made)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        _options.check_keywords(transform.__name__, set(kwargs), fields)
-        made(self, *args, **kwargs)
-
-    setattr(transform, "__init__", checked)  # noqa: B010 (mypy refuses the plain assignment)
-    return transform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,7 +312,7 @@ def _mix_sharded(
     return mixed
 
 
-@_explains_keywords
+@_options.explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class MixUpBatch(MixedBatch):
     """MixUp: `λ·x + (1-λ)·x_partner` for images and labels, with λ ~ Beta(α, α).
@@ -385,7 +370,7 @@ class MixUpBatch(MixedBatch):
         return _draw.Recipe(prob=self.prob, mixup_alpha=self.alpha)
 
 
-@_explains_keywords
+@_options.explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class CutMixBatch(MixedBatch):
     """CutMix: a box of each image comes from its partner, and its label weighs by the pixels.
@@ -465,7 +450,7 @@ class CutMixBatch(MixedBatch):
         return self.spatial_axes
 
 
-@_explains_keywords
+@_options.explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class MixBatch(MixedBatch):
     """Each draw is CutMix with the chance `switch_prob`, else MixUp, as timm mixes.

@@ -24,7 +24,10 @@ def choose(inside: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _choose_bits(inside: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same by way of integers: for CPUs, XLA widens floats of 16 bits, which changes a NaN."""
+    """The same by way of integers.
+
+    Workaround for JAX 0.7: for CPUs, XLA widens floats of 16 bits, which changes a NaN.
+    """
     a, b = (jax.lax.bitcast_convert_type(z, jnp.uint16) for z in (x, y))
     return jax.lax.bitcast_convert_type(jnp.where(inside, b, a), x.dtype)
 

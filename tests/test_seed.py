@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import grain_mix as gm
+from grain_mix import _seed
 
 SIZE = 24
 
@@ -92,6 +93,7 @@ def test_the_fix_for_a_flat_map_works() -> None:
     # The other order pairs a record with its own copy, which the warning says.
     batches = load(gm.RecordSeed(), Crops(), grain.transforms.Batch(8))
     images = {"image": np.zeros((8, 4, 4, 1), np.uint8)}
+    _seed.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"same seed.*before a FlatMap.*id_key"):
         gm.MixUpBatch(label_key=None).map(batches[0] | images)
 
@@ -129,7 +131,20 @@ def test_what_an_id_is() -> None:
     assert seed(np.str_("7")) == seed(np.array("7")) == seed("7")
     assert seed(np.bytes_(b"7")) == seed(np.array(b"7")) == seed(b"7")
     assert seed(np.array([7, 8], np.int8)) == seed(np.array([7, 8], np.uint64))
-    different = [7, -7, 2**80, "7", b"7", "", b"", "a", "ab", np.array([7]), np.array([[7]])]
+    different = [
+        "\udcff.jpg",
+        7,
+        -7,
+        2**80,
+        "7",
+        b"7",
+        "",
+        b"",
+        "a",
+        "ab",
+        np.array([7]),
+        np.array([[7]]),
+    ]
     different += [np.array([7, 8]), np.array([78]), np.array(["7"]), np.array([b"7"])]
     assert len({seed(value) for value in different}) == len(different)
     assert len({seed("a", "bc"), seed("ab", "c"), seed("abc"), seed("abc", "")}) == 4
@@ -192,8 +207,13 @@ def test_parameters() -> None:
     dataset = grain.MapDataset.source(source()).map(gm.RecordSeed())
     with pytest.raises(TypeError, match=r"given to \.map.*use \.random_map\(gm\.RecordSeed\(\)\)"):
         dataset[0]
-    with pytest.raises(TypeError, match=r"RecordSeed"):
-        load(gm.RecordSeed)
+    for wrong in (
+        lambda: load(gm.RecordSeed),
+        lambda: grain.MapDataset.source(source()).seed(0).map(gm.RecordSeed)[0],
+        lambda: grain.MapDataset.source(source()).seed(0).random_map(gm.RecordSeed)[0],
+    ):
+        with pytest.raises(TypeError, match=r"^RecordSeed: the class .* write RecordSeed\(\)"):
+            wrong()
 
 
 def test_equal_seeds_are_warned_of(rng: np.random.Generator) -> None:
@@ -212,9 +232,13 @@ def test_equal_seeds_are_warned_of(rng: np.random.Generator) -> None:
             mix(fresh[:size])
         mix([*fresh[:4095], fresh[0]])  # one pair in 4,096 is chance, now and then
         mix([*fresh[:4], 0, 0, 0, 0], [True] * 4 + [False] * 4)
-    for seeds in ([5, 5], fresh[:8].repeat(2), [*fresh[:4090], *fresh[:6]]):
+    for seeds in ([5, 5], [5, 6, 5, 7], fresh[:8].repeat(2), [*fresh[:4090], *fresh[:6]]):
+        _seed.warn_once.cache_clear()
         with pytest.warns(UserWarning, match="several records of one batch have the same seed"):
             mix(seeds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mix([5, 5])  # once is enough
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

@@ -225,6 +225,8 @@ def test_messages_for_common_mistakes(rng: np.random.Generator) -> None:
                 )
             )
         )
+    with pytest.raises(TypeError, match=r"^MixUpBatch: the class .* write MixUpBatch\(\), with br"):
+        grain.MapDataset.source(records).map(gm.MixUpBatch)[0]
     masked = batch | {"image": np.ma.masked_array(batch["image"])}
     with pytest.raises(TypeError, match=r"'image' is a masked array.*value.filled\(0\)"):
         gm.MixUpBatch(num_classes=10).map(masked)

@@ -37,6 +37,7 @@ paired = PairedSampler(sampler, shard_count=1, worker_count=0)
 length: int = len(paired)
 first: int = paired[0].index
 
+seeded = RecordSeed("mix_seed", id_key=("label",), seed=3)
 mixup_batch = MixUpBatch(alpha=0.4, num_classes=16, label_smoothing=0.1, mode="pair")
 cutmix_batch = CutMixBatch(1.0, minmax=(0.2, 0.8), num_classes=16, prob=0.5)
 mix_batch = MixBatch(0.8, 1.0, switch_prob=0.5, image_key=("image",), sparse_labels=True)
