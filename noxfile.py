@@ -1,6 +1,6 @@
 """The tests over every supported Python and the oldest and newest releases of what we stand on.
 
-`nox` runs all of it, and `nox -s "tests-3.11(versions='lowest')" -- tests/test_mix.py` a part.
+`nox` runs all of it, and `nox -s "tests-3.11(versions='lowest')" -- tests/test_blend.py` a part.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""What a benchmark hands out: a table on the terminal, JSON, a plot, and the README's part."""
+"""What a benchmark writes: a table on the terminal, JSON, a plot, and the README's part."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The clock: sides alternate within one run, and an output is there before the clock stops."""
+"""The clock: the sides alternate within one run, and the clock stops when an output is ready."""
 
 import time
 from collections.abc import Callable, Mapping

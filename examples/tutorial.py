@@ -53,7 +53,7 @@ flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 # | | record by record, before `Batch` | batch by batch, after `Batch` |
 # |---|---|---|
 # | partner | a second read and a second decode | already there: records 2k and 2k + 1 pair up |
-# | work | Python, once a record | one compiled function, once a batch |
+# | work | Python, once per record | one compiled function, once per batch |
 # | place | a worker's CPU | CPU, or all GPUs and TPUs of a `jax.sharding.Sharding` |
 # | labels | every record has to carry soft labels | class ids come in, soft labels go out |
 # | randomness | the record's generator | the record's generator, taken along as one `uint32` |

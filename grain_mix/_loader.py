@@ -1,4 +1,4 @@
-"""What lies ahead of mixing on devices: a `DataLoader`, and its worker processes, as a dataset."""
+"""A `DataLoader`, with its worker processes, as a dataset: for what has to come after the workers."""
 
 import json
 from typing import Any, NoReturn

@@ -1,4 +1,4 @@
-"""Where mixing runs and where its result lies: on the host, or over this process's devices."""
+"""Where mixing runs, and where its result is: on the host, or on the devices of this process."""
 
 import functools
 from collections.abc import Callable, Mapping

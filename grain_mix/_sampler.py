@@ -1,4 +1,4 @@
-"""Who is whose neighbour: the same, however many hosts and workers there are."""
+"""Which records are partners: the same ones on any number of hosts and workers."""
 
 import bisect
 import dataclasses

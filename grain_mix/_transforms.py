@@ -257,7 +257,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         first = self._parts[0].keys[0]
         return axes_of(type(self).__name__, self._axes, first, fields[first].shape)
 
-    def _mix(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def _mix_parts(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Draws, and mixes each part with what was drawn."""
         axes = self._axes_in(fields)
         image = fields[self._parts[0].keys[0]]
@@ -277,14 +277,14 @@ def _mix(transform: MixedBatch, fields: dict[str, jax.Array]) -> dict[str, jax.A
     where, key = type(transform).__name__, transform.seed_key
     split = _place.explicit_split(where, fields)
     if split is None:
-        return transform._mix(fields)
+        return transform._mix_parts(fields)
     # Explicit axes leave nothing to the compiler, so each shard is mixed by itself.
     seeds = fields[key]
     _place.check_pairs(where, len(seeds), len(seeds) // split.shard_shape(seeds.shape)[0])
     if transform.mode == "batch":  # whose first record is in one of the shards only
         fields = fields | {key: _place.gathered(functools.partial(_draw.share, "batch"), seeds)}
     mix = jax.shard_map(
-        transform._mix, mesh=split.mesh, in_specs=(split.spec,), out_specs=split.spec
+        transform._mix_parts, mesh=split.mesh, in_specs=(split.spec,), out_specs=split.spec
     )
     mixed: dict[str, jax.Array] = mix(fields)
     return mixed
@@ -307,7 +307,7 @@ def _mix_sharded(
 ) -> dict[str, jax.Array]:
     # No pair crosses a device, so each device mixes its own part and none talks to another.
     parts = PartitionSpec(_place.SLICES)
-    mix = jax.shard_map(transform._mix, mesh=mesh, in_specs=(parts,), out_specs=parts)
+    mix = jax.shard_map(transform._mix_parts, mesh=mesh, in_specs=(parts,), out_specs=parts)
     mixed: dict[str, jax.Array] = mix(fields)
     return mixed
 

@@ -8,27 +8,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import common
 import grain
 import jax
 import numpy as np
 import pytest
+from common import KINDS, each_kind
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import grain_mix as gm
 
-KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
 COLLECTIVES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-each_kind = pytest.mark.parametrize("kind", KINDS)
 each_axis_type = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 
 
 def make_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    return {
-        "image": rng.integers(256, size=(size, 11, 9, 3), dtype=np.uint8),
-        "label": rng.integers(0, 10, size),
-        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
-        "id": np.arange(size, dtype=np.int32),
-    }
+    return common.make_batch(rng, size) | {"id": np.arange(size, dtype=np.int32)}
 
 
 def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:

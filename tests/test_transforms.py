@@ -11,21 +11,10 @@ import grain
 import jax
 import numpy as np
 import pytest
+from common import KINDS, each_kind, make_batch
 from reference import aligned
 
 import grain_mix as gm
-
-KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def make_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    return {
-        "image": rng.integers(256, size=(size, 11, 9, 3), dtype=np.uint8),
-        "label": rng.integers(0, 10, size),
-        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
-    }
-
 
 # --- padding ------------------------------------------------------------------------------------
 
