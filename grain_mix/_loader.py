@@ -1,4 +1,4 @@
-"""A `DataLoader`, with its worker processes, as a dataset: for what has to come after the workers."""
+"""A `DataLoader`, with its worker processes, as a dataset: for what comes after the workers."""
 
 import json
 from typing import Any, NoReturn

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 import reference
+from common import KINDS
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import grain_mix as gm
 from grain_mix._loader import LoaderDataset
 
-KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
