@@ -181,14 +181,18 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         seeds = _fields.find(where, input_spec, self.seed_key, self._fix_for_seeds())
         size = seeds.shape[0] if seeds.shape else None
         specs = {
-            key: jax.ShapeDtypeStruct(
-                tuple(2 if length is None else length for length in spec.shape), spec.dtype
+            key: grain.experimental.ShapeDtypeStruct(
+                tuple(2 if length is None else length for length in spec.shape),
+                np.dtype(spec.dtype),
             )
             for key, spec in input_spec.items()
             if is_array(spec)
         }
         fields = self._checked({**input_spec, **specs})
-        shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in fields.items()}
+        shapes = {
+            key: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+            for key, x in fields.items()
+        }
         with into_jax():
             mixed = jax.eval_shape(functools.partial(_mix, self), shapes)
         out = {

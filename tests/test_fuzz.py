@@ -44,6 +44,10 @@ fuzz = functools.partial(
 )
 
 
+# Some batches that are made up have one seed for all records.
+pytestmark = pytest.mark.filterwarnings("ignore:grain_mix. several records of one batch")
+
+
 def assert_is_ours(error: Exception) -> None:
     assert type(error) in (KeyError, TypeError, ValueError), error
     text = str(error.args[0])

@@ -172,9 +172,9 @@ def test_grains_element_spec(
 
         def output_spec(self, _: Any) -> Any:
             return {
-                "image": jax.ShapeDtypeStruct((8, 6, 3), np.uint8),
-                "label": jax.ShapeDtypeStruct((), np.int64),
-                "valid": jax.ShapeDtypeStruct((), bool),
+                "image": grain.experimental.ShapeDtypeStruct((8, 6, 3), np.uint8),
+                "label": grain.experimental.ShapeDtypeStruct((), np.int64),
+                "valid": grain.experimental.ShapeDtypeStruct((), bool),
             }
 
     dataset = grain.MapDataset.range(10).seed(0).map(Spec()).random_map(gm.RecordSeed())
