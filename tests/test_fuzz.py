@@ -509,6 +509,9 @@ def check_pixels(
 def check_labels(transform: Any, label: np.ndarray, out: dict[Any, Any], lam: np.ndarray) -> None:
     size = len(label)
     partner = [reference.partner_of(i, size) for i in range(size)]
+    one_hot = transform.sparse_labels or transform.num_classes is not None
+    if label.shape == (size, 1) and label.dtype.kind in "iu" and one_hot:
+        label = label[:, 0]  # class ids with an axis of their own
     if transform.sparse_labels:
         ids, weight = np.asarray(out["label"]), np.asarray(out["label_weight"])
         assert (ids.dtype, weight.dtype) == (np.int32, np.float32)
