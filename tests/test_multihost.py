@@ -223,6 +223,11 @@ def test_killed_and_resumed(
     for i, expected in enumerate(undisturbed):
         assert read_log(tmp_path / "resumed", i) == expected[step:]
 
+    others = start("others", *checkpoints, "--batch-size", 32)
+    processes.wait_until(lambda: all(process.poll() is not None for process in others))
+    assert all(process.returncode != 0 for process in others)
+    assert "--batch-size was 16, now it is 32; pass what it was started with" in processes.output()
+
 
 def test_local(processes: Processes, tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:
     flags = ["--data-dir", data_dir, "--batch-size", 16, "--steps", 5, "--log-dir", tmp_path]
@@ -231,6 +236,8 @@ def test_local(processes: Processes, tmp_path: pathlib.Path, data_dir: pathlib.P
     output = processes.output()
     assert "processes: 2, devices: 4 (cpu)" in output
     assert re.search(r"^loss \d\.\d{4} after step 5$", output, re.MULTILINE), output
+    accuracy = r"^400 clean test records: accuracy \d+\.\d\d%$"
+    assert len(re.findall(accuracy, output, re.MULTILINE)) == 1, output  # of process 0 alone
     first, second = (read_log(tmp_path, i) for i in (0, 1))
     assert [line["step"] for line in first] == [1, 2, 3, 4, 5]
     assert [line["loss"] for line in first] == [line["loss"] for line in second]
