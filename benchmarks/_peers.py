@@ -1,7 +1,7 @@
 """How each peer mixes: `SIDES` maps a name to a function that yields what it can do.
 
-Each takes the inputs once in its own favourite form (layout, array type), and what is timed is the
-call that its users make for every batch. What cannot be imported or refuses an input says why.
+Each prepares the inputs once in the form it prefers (layout, array type). Timed is the call that
+its users make for each batch. A peer that cannot be imported or refuses an input says why.
 """
 
 import importlib
@@ -43,7 +43,7 @@ class Side(NamedTuple):
 
     task: str  # "stacked" or "records"
     kind: str  # "MixUp" or "CutMix"
-    draws: str  # who has a draw of its own: each "record", each "pair", the whole "batch"
+    draws: str  # who has its own draw: each "record", each "pair", the whole "batch"
     run: Callable[[], Any]  # returns images and soft labels
 
 
@@ -123,7 +123,7 @@ def numpy(x: Inputs) -> Iterator[Side]:
 
 
 def roll_mixup(key: jax.Array, images: jax.Array, labels: jax.Array, classes: int) -> Any:
-    """What many JAX projects have: one λ for a batch, and `roll`."""
+    """As many JAX projects do it: one λ for the batch, and `roll`."""
     lam = jax.random.beta(key, ALPHA, ALPHA)
     mixed = lam * images + (1 - lam) * jnp.roll(images, 1, axis=0)
     if images.dtype == jnp.uint8:
@@ -176,7 +176,7 @@ def torchvision(x: Inputs) -> Iterator[Side]:
 
 
 def timm(x: Inputs) -> Iterator[Side]:
-    """Works in place, so it alone has no new memory to fetch; every call mixes on."""
+    """Works in place, so it needs no new memory. Each call mixes the result of the last one."""
     mixup = importlib.import_module("timm.data.mixup")
     import torch
 
@@ -195,7 +195,7 @@ def timm(x: Inputs) -> Iterator[Side]:
 
 
 def keras(x: Inputs) -> Iterator[Side]:
-    """Its layers hand out float32 whatever came in."""
+    """Its layers return float32 for every dtype."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = importlib.import_module("keras")
     if keras.backend.backend() != "jax":

@@ -1,4 +1,4 @@
-"""What a benchmark writes: a table on the terminal, JSON, a plot, and the README's part."""
+"""The output of a benchmark: a table on the terminal, JSON, a plot, and the README's table."""
 
 import dataclasses
 import importlib.metadata
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 
 def text(report: Report) -> str:
-    """The table in Markdown, with what it was measured on."""
+    """The table in Markdown, with the machine and the versions."""
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [*_markdown(report.table), "", f"{report.setting} {machine()}; {software}."]
     return "\n".join([*lines, *(f"\n{note}" for note in report.notes)])
@@ -115,13 +115,13 @@ def insert(report: Report, readme: pathlib.Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Why a peer is skipped, in a line."""
+    """The reason why a peer is skipped, in one line."""
     text = str(error).strip() or "no reason given"
     return f"{type(error).__name__}: {text.splitlines()[0][:120]}"
 
 
 def bars(axes: Any, values: dict[str, float], title: str, unit: str) -> None:
-    """Horizontal bars, the first at the top, ours in a colour of their own."""
+    """Horizontal bars, the first at the top, ours in another colour."""
     colours = ["C1" if name.startswith("grain_mix") else "C0" for name in values]
     drawn = axes.barh(list(values), list(values.values()), color=colours)
     axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=7)

@@ -1,4 +1,4 @@
-"""The clock: the sides alternate within one run, and the clock stops when an output is ready."""
+"""Timing: the sides alternate within one run, and each call is timed until its output is ready."""
 
 import time
 from collections.abc import Callable, Mapping

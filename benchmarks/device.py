@@ -1,4 +1,4 @@
-"""The mix alone where the batch lies, drawing included, beside a copy there."""
+"""Mixing on the device that holds the batch, drawing included, compared with a copy there."""
 
 import pathlib
 import re
@@ -26,7 +26,7 @@ TRANSFORMS = {
 
 
 def run(quick: bool, rounds: int | None = None) -> _report.Report:
-    """Measures on JAX's default device; one that is no accelerator does as well."""
+    """Measures on JAX's default device. A CPU works too."""
     device = jax.devices()[0]
     side = 16 if quick else 224
     rounds = rounds or (2 if quick else 15)
@@ -125,7 +125,7 @@ def _measure(
 def _on_torch(
     peer: str, device: jax.Device, batch: dict[str, jax.Array], skipped: dict[str, None]
 ) -> dict[str, Callable[..., Any]]:
-    """What timm and torchvision offer on the same device, on a batch of their own there."""
+    """Peers on the same device: timm and torchvision, each with its own batch there."""
     images, labels, seeds = map(np.asarray, batch.values())
     place = "cpu" if device.platform == "cpu" else "cuda"
     sides: dict[str, Callable[..., Any]] = {}
@@ -148,7 +148,7 @@ def _on_torch(
 
 
 def _wait(output: Any) -> None:
-    """Until an output is there, of JAX or of PyTorch."""
+    """Waits for an output of JAX or of PyTorch."""
     first = output[0] if isinstance(output, tuple) else None
     if getattr(first, "is_cuda", False):
         sys.modules["torch"].cuda.synchronize()
@@ -158,7 +158,7 @@ def _wait(output: Any) -> None:
 def _in_turn(
     runs: dict[str, Any], buffers: list[Any], launches: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds a launch: `launches` are queued over the buffers, then waited for at once."""
+    """Seconds per launch: `launches` are queued over the buffers, with one wait at the end."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):  # the first one warms up
         for name in list(runs)[:: 1 if i % 2 else -1]:
@@ -172,14 +172,14 @@ def _in_turn(
 
 
 def kernels(hlo: str) -> int:
-    """How many operations of a compiled program do work, by its entry computation."""
+    """How many operations of a compiled program's entry computation do work."""
     entry = hlo[hlo.index("ENTRY ") :]
     work = r" (fusion|copy|custom-call|call|while|sort|scatter|reduce|convert|transpose)\("
     return len(re.findall(work, entry[: entry.index("\n}")]))
 
 
 def _device_ms(device: jax.Device, run: Any, buffers: list[Any]) -> float | None:
-    """A launch's time on the device alone, by the profiler; None where it records none."""
+    """Time of one launch on the device alone, from the profiler. None if it recorded none."""
     if device.platform == "cpu":
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +197,7 @@ def _device_ms(device: jax.Device, run: Any, buffers: list[Any]) -> float | None
 
 
 def _host_wait(device: jax.Device, size: int, side: int) -> dict[str, Any]:
-    """How long `map` keeps the host while the device is idle, and while a step is queued on it."""
+    """How long `map` blocks the host, with an idle device and with a step queued on it."""
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (size, side, side, 3), np.uint8),
@@ -224,13 +224,13 @@ def _host_wait(device: jax.Device, size: int, side: int) -> dict[str, Any]:
         steps.append(time.perf_counter() - start)
         jax.block_until_ready(mixed)
     figures = (float(np.median(values)) * 1e3 for values in (idle, queued, steps))
-    return dict(zip(("map_idle_ms", "map_behind_step_ms", "step_ms"), figures, strict=True))
+    return dict(zip(("map_idle_ms", "map_after_step_ms", "step_ms"), figures, strict=True))
 
 
 def _wait_in_words(row: dict[str, Any]) -> str:
     return (
         f"`map` returns after {row['map_idle_ms']:.2f} ms on an idle device, and after "
-        f"{row['map_behind_step_ms']:.2f} ms behind a queued step of {row['step_ms']:.0f} ms."
+        f"{row['map_after_step_ms']:.2f} ms after a queued step of {row['step_ms']:.0f} ms."
     )
 
 

@@ -26,7 +26,7 @@ MIX = gm.MixBatch(num_classes=len(data.PICTURES))
 
 
 class RandomCrop(grain.transforms.RandomMap):
-    """The augmentation that goes ahead of mixing."""
+    """The augmentation before mixing."""
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Crops a record's image."""
@@ -49,10 +49,8 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
         makers = {
             "no mixing": _loader(size, workers, None),
             "mixing in the worker": _loader(size, workers, MIX),
-            "no mixing, to the device": _behind(_loader(size, workers, None), sharding, mix=False),
-            "mixing behind, on the device": _behind(
-                _loader(size, workers, None), sharding, mix=True
-            ),
+            "no mixing, to the device": _after(_loader(size, workers, None), sharding, mix=False),
+            "mixing after, on the device": _after(_loader(size, workers, None), sharding, mix=True),
         }
         with contextlib.ExitStack() as stack:
             iterators = {name: iter(dataset) for name, dataset in makers.items()}
@@ -114,8 +112,8 @@ def _loader(size: int, workers: int, mix: Any) -> grain.DataLoader:
     )
 
 
-def _behind(loader: grain.DataLoader, sharding: NamedSharding, mix: bool) -> Any:
-    """With mixing, or for comparison with nothing but the transfer to the device."""
+def _after(loader: grain.DataLoader, sharding: NamedSharding, mix: bool) -> Any:
+    """With mixing or, for comparison, with the transfer to the device alone."""
     place = (
         gm.MixBatch(num_classes=MIX.num_classes, sharding=sharding)
         if mix
@@ -167,7 +165,7 @@ def _first_batch() -> dict[str, float]:
 
 
 def _host_time(size: int, side: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of `map` and of its own jitted function on fields that are in place already."""
+    """Milliseconds of `map`, and of its jitted function on fields that are in place already."""
     rng = np.random.default_rng(0)
     figures = {}
     mix = gm.MixBatch(num_classes=1000)

@@ -1,4 +1,4 @@
-"""How the time of mixing grows with batch, image, devices and classes, and what memory it takes."""
+"""How time and memory grow with batch size, image size, devices and classes."""
 
 import gc
 import json
@@ -117,7 +117,7 @@ def _resident(run: Any, batch: Any, output: int, given: int) -> float | None:
 
 
 def _on_devices(count: int, size: int, side: int, rounds: int) -> list[dict[str, Any]]:
-    """In a process of its own, since JAX makes its CPU devices once."""
+    """In a new process, since JAX makes its CPU devices only once."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-m", "benchmarks.scaling", str(size), str(side), str(rounds)]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -152,7 +152,7 @@ def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
     for axes, group in zip(panels, ("batch size", "image side", "classes", "devices"), strict=True):
         chosen = [row for row in rows if row["group"] == group and row["mix"] != "copy"]
         values = {f"{row['mix']}, {row['case']}": row["us/record"] for row in chosen}
-        _report.bars(axes, values, group, "microseconds a record")
+        _report.bars(axes, values, group, "microseconds per record")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where the examples get their records: TFDS, read by random access and without TensorFlow.
 
-`photographs` and `digits` work offline: scikit-image and scikit-learn bring the pictures along when
-they are installed. `cifar10` is the real thing, downloaded only when asked.
+`photographs` and `digits` work offline: their pictures are installed with scikit-image and
+scikit-learn. `cifar10` is downloaded, but only when you ask for it.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def digits(data_dir: pathlib.Path | None = None, split: str = "train") -> Datase
 def cifar10(
     data_dir: pathlib.Path | None = None, split: str = "train", *, download: bool = False
 ) -> Dataset:
-    """CIFAR-10 as TFDS prepares it; the network is left alone unless `download` says otherwise."""
+    """CIFAR-10 as TFDS prepares it. Nothing is downloaded unless `download=True`."""
     builder = Cifar10(data_dir=data_dir or CACHE)
     if not _is_prepared(builder):
         if not download:
@@ -58,8 +58,8 @@ def cifar10(
     return Dataset(_PngRecords(source), tuple(builder.info.features["label"].names))
 
 
-# What is in the picture: its file in an installed package, opened as a file so that no package's
-# own loader can go and fetch it.
+# Each class and its file in an installed package. The file is opened directly, because the
+# package's own loader may download it.
 PICTURES = {
     "astronaut": "skimage/data/astronaut.png",
     "cat": "skimage/data/chelsea.png",
@@ -90,7 +90,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     SIZE = 96
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # `Tensor`, since `Image` writes arrays by way of TensorFlow.
+        # `Tensor`, since `Image` needs TensorFlow to write arrays.
         image = tfds.features.Tensor(
             shape=(self.SIZE, self.SIZE, 3), dtype=np.uint8, encoding="bytes"
         )
@@ -202,8 +202,8 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    # TFDS fills a temporary folder and renames it at the end, but takes any folder that is already
-    # there for a complete one: hence the mode, which replaces it.
+    # TFDS fills a temporary folder and renames it at the end. It takes any existing folder for a
+    # complete one, so this mode replaces it.
     mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(download_mode=mode), file_format="array_record"

@@ -2,14 +2,15 @@
 
     python examples/multihost.py --local 2
 
-starts two processes of two CPU devices each on this machine. On real hosts, start it once on each,
-by a launcher that JAX knows, without arguments; or by hand, with the same line but for the id:
+starts two processes of two CPU devices each on this machine. On real hosts, start it once on each.
+A launcher that JAX knows needs no arguments. By hand, only the id differs between the lines:
 
     srun python examples/multihost.py
     python examples/multihost.py --coordinator HOST0:1234 --count 2 --id 0
 
-With `--checkpoint-dir`, the same line again goes on from the last checkpoint. With `--log-dir`,
-each process writes what it mixed, a line for each step, which shows that nothing comes twice.
+With `--checkpoint-dir`, running the same line again resumes from the last checkpoint. With
+`--log-dir`, each process writes one line per step with what it mixed, which shows that no record
+comes twice.
 """
 
 import argparse
@@ -87,13 +88,15 @@ def parse_arguments() -> argparse.Namespace:
     here.add_argument("--local", type=int, metavar="N", help="start N processes")
     here.add_argument("--devices", type=int, default=2, help="CPU devices of each (default: 2)")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=64, help="of all hosts together")
+    parser.add_argument("--batch-size", type=int, default=64, help="summed over all hosts")
     parser.add_argument("--workers", type=int, default=0, help="Grain worker processes per host")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", type=pathlib.Path, help=f"default: {data.CACHE}")
-    parser.add_argument("--checkpoint-dir", type=pathlib.Path, help="one that all hosts share")
+    parser.add_argument("--checkpoint-dir", type=pathlib.Path, help="a folder that all hosts share")
     parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
-    parser.add_argument("--log-dir", type=pathlib.Path, help="a file of JSON lines per process")
+    parser.add_argument(
+        "--log-dir", type=pathlib.Path, help="where each process writes a file of JSON lines"
+    )
     return parser.parse_args()
 
 
@@ -101,16 +104,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def join(args: argparse.Namespace) -> None:
-    """Meets the other processes; must come before anything that needs a device."""
-    # How long a lost host keeps the others waiting; they end then, for the launcher to start anew.
+    """Connects to the other processes. Must come before anything that needs a device."""
+    # After this many seconds without a sign of one host, the others stop, and the launcher can
+    # start all of them again.
     initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=30)
     if args.coordinator:
         initialize(args.coordinator, args.count, args.id)
         return
     try:
         initialize()
-    except ValueError as error:  # JAX's word for: no launcher that it knows
-        print(f"on its own, since JAX found no launcher: {error}")
+    except ValueError as error:  # JAX knows no launcher here
+        print(f"running as a single process, since JAX found no launcher: {error}")
 
 
 def start_locally(count: int, devices: int) -> int:
@@ -132,14 +136,14 @@ def start_locally(count: int, devices: int) -> int:
         while True:
             codes = [process.poll() for process in processes]
             if all(code == 0 for code in codes) or any(codes):
-                # The first that failed, not those that it took along.
+                # The code of the first that failed; the others only failed after it.
                 return next((abs(code) for code in codes if code), 0)
             time.sleep(0.1)
     except KeyboardInterrupt:  # the terminal has told the others, too
         return 128 + signal.SIGINT
     finally:
         for process in processes:
-            process.kill()  # JAX takes SIGTERM for a notice of preemption, and goes on
+            process.kill()  # for JAX, SIGTERM is a preemption notice, and it goes on
             process.wait()
 
 
@@ -147,7 +151,7 @@ def start_locally(count: int, devices: int) -> int:
 
 
 def prepare(data_dir: pathlib.Path | None, split: str) -> data.Dataset:
-    """Opens the photographs, one process after another: the first on a disk has to write them."""
+    """Opens the photographs, one process after another. The first on each disk writes them."""
     for turn in range(jax.process_count()):
         if turn == jax.process_index():
             photographs = data.photographs(data_dir, split)
@@ -156,7 +160,7 @@ def prepare(data_dir: pathlib.Path | None, split: str) -> data.Dataset:
 
 
 class Log:
-    """For each step the loss, and a checksum of each record that this process mixed."""
+    """A file with the loss of each step, and a checksum of each record that this process mixed."""
 
     def __init__(self, folder: pathlib.Path | None) -> None:
         self._file = None
@@ -166,7 +170,7 @@ class Log:
             self._file = (folder / name).open("a", buffering=1)
 
     def write(self, step: int, loss: jax.Array, batch: dict[str, jax.Array]) -> None:
-        """Writes a line; this waits for the step."""
+        """Writes one line. Waits for the step to finish."""
         if self._file is None:
             return
         images, labels = (

@@ -1,4 +1,4 @@
-"""MixUp, CutMix and both in a `grain.DataLoader`: what comes out, how fast, and how it looks.
+"""MixUp, CutMix and both in a `grain.DataLoader`: what comes out, how fast it is, how it looks.
 
     python examples/quickstart.py
 
@@ -60,7 +60,7 @@ def main() -> None:
         "MixBatch()": gm.MixBatch(num_classes=num_classes),
     }.items():
         summarize(title, load(transform))
-        # One sampler seed for all loaders: this one began with the same records and seeds.
+        # All loaders share the sampler's seed, so this one starts with the same records and seeds.
         explain(transform, originals)
 
     # A transform is a function of the batch, so the picture needs no loader. MixUp's alpha is
@@ -118,7 +118,7 @@ def explain(transform: gm.MixUpBatch | gm.CutMixBatch | gm.MixBatch, batch: Batc
     start = time.perf_counter()
     for _ in range(10):
         transform.map(batch)
-    print(f"  {'mixing':<12}{(time.perf_counter() - start) / 10 * 1000:.1f} ms a batch")
+    print(f"  {'mixing':<12}{(time.perf_counter() - start) / 10 * 1000:.1f} ms per batch")
 
 
 def draw_picture(rows: Mapping[str, Batch], names: Sequence[str], path: pathlib.Path) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
             augment=[PadCropFlip()] if args.data == "cifar10" else [],
         ),
         checkpoints=args.workdir or pathlib.Path("runs", f"{args.data}-{args.mix}-{args.seed}"),
-        # All that a run cannot change on its way; --num-epochs may grow.
+        # These options must stay the same when a run resumes. --num-epochs may grow.
         options={name: getattr(args, name) for name in OPTIONS},
     )
     if run.step:
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Reads the command line; what Flax's examples have is called as there, and starts as there."""
+    """Reads the command line. Names and defaults follow Flax's examples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--mix", choices=list(training.MIXES), default="both")
@@ -107,7 +107,7 @@ def log_loss(log_probs: np.ndarray, labels: np.ndarray) -> float:
 
 
 class PadCropFlip(grain.transforms.RandomMap):
-    """What the CIFAR-10 papers do to a picture; it belongs ahead of mixing."""
+    """The augmentation of the CIFAR-10 papers. It comes before mixing."""
 
     def random_map(self, element: Any, rng: np.random.Generator) -> Any:
         """Shifts the image by up to four pixels and flips every second one."""

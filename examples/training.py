@@ -1,4 +1,4 @@
-"""What the training examples share: a network, its batches, its train step, its checkpoints."""
+"""Shared by the training examples: the network, the batches, the train step, the checkpoints."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import grain_mix as gm
 
 MIXES: dict[str, Callable[..., Any]] = {
-    "none": functools.partial(gm.MixUpBatch, prob=0.0),  # labels are one-hot all the same
+    "none": functools.partial(gm.MixUpBatch, prob=0.0),  # makes labels one-hot, mixes nothing
     "mixup": functools.partial(gm.MixUpBatch, alpha=0.4),
     "cutmix": functools.partial(gm.CutMixBatch, alpha=1.0),
     "both": functools.partial(gm.MixBatch, mixup_alpha=0.4, cutmix_alpha=1.0),
@@ -28,7 +28,7 @@ MIXES: dict[str, Callable[..., Any]] = {
 
 
 def over_devices(*axes: str) -> NamedSharding:
-    """Returns the sharding of a batch, with `axes=("data",)`, or of what all devices hold."""
+    """Returns the sharding of a batch for `"data"`; without axes, that of a copy on each device."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -54,14 +54,14 @@ def load(
         sampler=gm.PairedSampler(
             sampler, shard_count=shard_options.shard_count, worker_count=workers
         ),
-        # With a seed of its own: Grain's generators of runs 0 and 1 are alike, one record apart.
+        # The run's own seed: Grain's generators of runs 0 and 1 differ only by one record's shift.
         operations=[*augment, gm.RecordSeed(seed=seed), batch],
         shard_options=shard_options,
         worker_count=workers,
-        # Grain's defaults, 16 threads and 500 records ahead, are for files far away.
+        # Grain's defaults, 16 threads and 500 records ahead, are meant for remote files.
         read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size),
     )
-    # After the workers, which have no devices, and ahead of the train step.
+    # After the workers, which have no devices, and before the train step.
     mixed = gm.LoaderDataset(loader).map(mix)
     return iter(grain.experimental.ThreadPrefetchIterDataset(mixed, prefetch_buffer_size=2))
 
@@ -69,7 +69,7 @@ def load(
 class Net(nnx.Module):
     """Two convolutions and two dense layers, as in Flax's MNIST example.
 
-    Pictures of more than 32 pixels a side are scanned in steps of more than one.
+    For pictures of more than 32 pixels a side, the first convolution has a larger stride.
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: int, rngs: nnx.Rngs) -> None:
@@ -92,7 +92,7 @@ class Net(nnx.Module):
 
 @nnx.jit
 def train_step(net: Net, optimizer: nnx.Optimizer[Net], batch: Any) -> Any:
-    """Updates the network; returns the loss, the mean over the batch of all hosts."""
+    """Updates the network. Returns the loss, averaged over the batch of all hosts."""
 
     def mean_loss(net: Net) -> Any:
         return optax.softmax_cross_entropy(net(batch["image"]), batch["label"]).mean()
@@ -103,7 +103,7 @@ def train_step(net: Net, optimizer: nnx.Optimizer[Net], batch: Any) -> Any:
 
 
 def keep_options(folder: pathlib.Path, options: Mapping[str, Any]) -> None:
-    """Writes what a run was started with beside its checkpoints, or refuses to mix two runs."""
+    """Writes the options of a run beside its checkpoints. Refuses to resume with other options."""
     path = folder / "options.json"
     if path.exists():
         stored = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def keep_options(folder: pathlib.Path, options: Mapping[str, Any]) -> None:
             if name in stored and stored[name] != value
         ]
         if differences:
-            fix = "pass what it was started with, or another folder"
+            fix = "pass the options it was started with, or another folder"
             raise SystemExit(f"{folder} holds another run: {'; '.join(differences)}; {fix}")
     elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def keep_options(folder: pathlib.Path, options: Mapping[str, Any]) -> None:
 
 
 class Training:
-    """A network, its optimizer and its batches, which are saved and restored together."""
+    """A network, its optimizer and its batches. All three are saved and restored together."""
 
     def __init__(
         self,
@@ -148,12 +148,12 @@ class Training:
             self._restore()
 
     def run(self, steps: int) -> Iterator[tuple[Any, Any]]:
-        """Trains up to step `steps`, or until asked to stop; yields each batch and its loss."""
+        """Trains up to step `steps`, or until Ctrl-C. Yields each batch and its loss."""
         loss = None
         with asked_to_stop() as stopped:
             while self.step < steps:
                 batch = next(self.batches)
-                jax.block_until_ready(loss)  # XLA's CPU client hangs on too many steps in flight
+                jax.block_until_ready(loss)  # XLA's CPU client hangs if too many steps are queued
                 loss = train_step(self.net, self._optimizer, batch)
                 self.step += 1
                 yield batch, loss
@@ -163,13 +163,13 @@ class Training:
         self._save(force=True)
 
     def close(self) -> None:
-        """Ends the worker processes, and waits for what is still being written."""
+        """Ends the worker processes, and waits until the last checkpoint is written."""
         self.batches.close()
         if self._manager:
             self._manager.close()
 
     def _save(self, *, force: bool = False) -> None:
-        """Saves when it is time, or at once; not what is saved already."""
+        """Saves if a checkpoint is due, or with `force`; never the same step twice."""
         if self._manager and self._manager.latest_step() != self.step:
             state = ocp.args.StandardSave(nnx.state(self._everything))
             batches = grain.checkpoint.CheckpointSave(self.batches)
@@ -177,7 +177,7 @@ class Training:
             self._manager.save(self.step, args=args, force=force)
 
     def _restore(self) -> None:
-        """Goes on from the last checkpoint, if there is one."""
+        """Resumes from the last checkpoint, if there is one."""
         step = self._manager.latest_step()
         if step is not None:
             like = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state(self._everything))
@@ -190,14 +190,14 @@ class Training:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Lets the first Ctrl-C only be noted, so that a step is never half done; the second stops."""
+    """Makes the first Ctrl-C wait for the step to end. A second one stops at once."""
     asked = threading.Event()
 
     def note(*_: Any) -> None:
         asked.set()
         signal.signal(signal.SIGINT, before)
 
-    if jax.process_count() > 1:  # all have to stop at one step: Orbax sees to that, on SIGTERM
+    if jax.process_count() > 1:  # all must stop at the same step: Orbax does that, on SIGTERM
         yield asked.is_set
         return
     before = signal.signal(signal.SIGINT, note)

@@ -14,24 +14,24 @@
 # %% [markdown]
 # # MixUp and CutMix in a Grain pipeline
 #
-# You know Grain's basics: a source of records, a sampler, operations, `Batch`. In about 20 minutes
-# you will have seen what MixUp and CutMix do to pictures and labels, how to choose α, and how mixed
-# batches get into a Flax NNX train step on all your devices.
+# This page needs Grain's basics: a source of records, a sampler, operations, `Batch`. In about 20
+# minutes you will see what MixUp and CutMix do to pictures and labels, how to choose α, and how to
+# train a Flax NNX network with mixed batches on all your devices.
 #
-# This page is a script, too: `python examples/tutorial.py` prints what you see here and writes the
-# four figures as files into the current folder. It needs `pip install "grain-mix[examples]"`, and
+# This page is also a script: `python examples/tutorial.py` prints what you see here and writes the
+# four figures into the current folder. It needs `pip install "grain-mix[examples]"`, and
 # for the notebook Jupyter.
 
 # %%
 import pathlib
 
-import data  # examples/data.py: data sets by way of TFDS
+import data  # examples/data.py: data sets, read with TFDS
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import picture  # examples/picture.py: stores what is drawn
+import picture  # examples/picture.py: saves figures
 from absl import flags
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -40,7 +40,7 @@ from scipy import stats
 
 import grain_mix as gm
 
-jax.config.update("jax_num_cpu_devices", 2)  # to have devices to share among, without a GPU
+jax.config.update("jax_num_cpu_devices", 2)  # two devices without a GPU
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 
 # %% [markdown]
@@ -56,12 +56,12 @@ flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 # | work | Python, once per record | one compiled function, once per batch |
 # | place | a worker's CPU | CPU, or all GPUs and TPUs of a `jax.sharding.Sharding` |
 # | labels | every record has to carry soft labels | class ids come in, soft labels go out |
-# | randomness | the record's generator | the record's generator, taken along as one `uint32` |
+# | randomness | the record's generator | the record's generator, kept as one `uint32` |
 #
-# That last line is what `gm.RecordSeed()` is for. Grain's sampler gives each record a seed of its
-# own; `RecordSeed` keeps one number of it in the record, and `Batch` stacks these like any other
-# field. All that is drawn later is a function of that number, so a record meets the same λ and the
-# same box whatever the batch size, the number of workers, or where a run was interrupted.
+# `gm.RecordSeed()` does what the last line says. Grain's sampler gives each record its own seed.
+# `RecordSeed` stores one number drawn from it in the record, and `Batch` stacks these numbers like
+# any other field. λ and the box are functions of that number alone. So they do not depend on the
+# batch size, on the number of workers, or on where a run was interrupted.
 
 # %%
 element = {"image": np.zeros((8, 8, 3), np.uint8), "label": 3}
@@ -81,9 +81,9 @@ print(gm.RecordSeed().random_map(element, np.random.default_rng(0)).keys())
 # $$\tilde x = M \odot x + (1 - M) \odot x', \qquad
 #   \tilde y = \lambda' y + (1 - \lambda')\, y', \qquad \lambda' = \text{mean of } M.$$
 #
-# The box has a share of $1 - \lambda$ of the area and its centre anywhere, so it may be cut off at
-# the border. The label's weight is $\lambda'$: the pixels that were kept, counted. The two formulas
-# are there by themselves, without any randomness:
+# The box covers $1 - \lambda$ of the area. Its centre may be anywhere, so the border can cut it off.
+# The label's weight $\lambda'$ is therefore counted: the share of pixels that were kept. Both formulas
+# are also functions of their own, without any randomness:
 
 # %%
 images = jnp.stack([jnp.zeros((4, 6)), jnp.ones((4, 6))])
@@ -100,7 +100,7 @@ print(gm.cutmix(images, box, partner, spatial_axes=(1, 2))[0])
 # | timm, torchvision | here |
 # |---|---|
 # | `Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=K)` on each batch in the train loop | `gm.MixBatch(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=K)` in the loader's operations |
-# | `mode="batch"` is the default: one λ for all | `mode="elem"` is: each record its own; `"pair"` and `"batch"` are there |
+# | `mode="batch"` is the default: one λ for all | `mode="elem"` is: each record its own; `"pair"` and `"batch"` exist too |
 # | `label_smoothing=0.1` is the default | 0.0 is; the same meaning |
 # | `v2.RandomChoice([v2.CutMix(num_classes=K), v2.MixUp(num_classes=K)])` | `gm.MixBatch(num_classes=K)`; odds by `switch_prob` |
 # | the batch is float already | `uint8` stays `uint8`, exactly rounded |
@@ -116,15 +116,15 @@ print(gm.cutmix(images, box, partner, spatial_axes=(1, 2))[0])
 # | `keras.layers.CutMix(factor=1.0)` | `gm.CutMixBatch(alpha=1.0, num_classes=K)` |
 # | `{"images": ..., "labels": ...}` | `{"image": ..., "label": ...}`, TFDS's names; change them with `image_key`, `label_key` |
 # | labels one-hot before | class ids and `num_classes`, or one-hot |
-# | zip a data set with its shuffled copy | nothing: a batch holds both sides |
+# | zip a data set with its shuffled copy | not needed: the partner is in the batch |
 # | `tf.random` and stateful layers | no state: Grain's iterator state is the checkpoint |
 #
 # ## Records
 #
-# With CIFAR-10 prepared by TFDS, write `data.cifar10` here: the rest of the page stays as it is.
-# (`data.cifar10(download=True)`, once, prepares it.) Photographs that come with scikit-image and
-# scikit-learn need no download, nor do the 8 by 8 pixels of `data.digits`. All three are read through
-# TFDS from ArrayRecord files, without TensorFlow.
+# The photographs come with scikit-image and scikit-learn, so nothing is downloaded. You can write
+# `data.digits` (8 by 8 pixels) or `data.cifar10` here instead, and the rest of the page works as it
+# is; run `data.cifar10(download=True)` once before. TFDS reads all three from ArrayRecord files,
+# without TensorFlow.
 
 # %%
 open_split = data.photographs
@@ -136,12 +136,12 @@ print({key: np.shape(value) for key, value in records[0].items()})
 # %% [markdown]
 # ## Normalise, and one-hot
 #
-# `Batch` comes after whatever belongs to single records: decode, crop, flip. Normalising may come
-# before or after mixing, since both formulas commute with it, up to rounding. After is cheaper:
+# `Batch` comes after all transforms of single records: decode, crop, flip. You can normalise before
+# or after mixing: both give the same result, up to rounding. After is cheaper:
 # `uint8` is a quarter of `float32` to copy and to mix, and the network can normalise on the device.
 #
-# Labels may be one-hot. But there is no need: class ids with `num_classes` become soft labels in the
-# mixing itself, and so a `[B, K]` array never travels from worker to trainer. The two ways agree:
+# Labels may be one-hot, but need not be: with `num_classes`, mixing turns class ids into soft labels.
+# Then no `[B, K]` array has to travel from worker to trainer. Both ways agree:
 
 
 # %%
@@ -160,7 +160,7 @@ def load(*operations, source=records, batch_size=64, seed=3):
 
 
 class OneHot(grain.transforms.Map):
-    """What `num_classes` spares you."""
+    """Not needed with `num_classes`."""
 
     def map(self, batch):
         """Turns class ids `[B]` into rows of zeros with a one."""
@@ -194,7 +194,7 @@ def describe(label):
 
 
 def show(before, after, title, file):
-    """Draws eight records above what became of them."""
+    """Draws eight records, and below them the mixed ones."""
     figure = Figure((12, 4.2), dpi=80, layout="constrained")
     axes = figure.subplots(2, 8)
     for column in range(8):
@@ -212,7 +212,7 @@ show(originals, mixed, "MixUp with α = 1", "tutorial_mixup.png")
 
 # %% [markdown]
 # Partners sit next to each other: the first picture is in the second and the second in the first,
-# each with its own λ. What was drawn can be asked for:
+# each with its own λ. `draw` shows the parameters:
 
 # %%
 drawn = mixup.draw(originals["mix_seed"], originals["image"].shape)
@@ -222,8 +222,8 @@ print("partner", *drawn.partner[:8])
 # %% [markdown]
 # ## CutMix
 #
-# The same call with another transform. Below, the boxes have hard edges, and each label says how
-# much of the picture is whose, counted in pixels.
+# The same call with another transform. The boxes have hard edges, and each label gives the share of
+# pixels that each class has.
 
 # %%
 cutmix = gm.CutMixBatch(alpha=1.0, num_classes=len(names))
@@ -242,8 +242,8 @@ print(f"weight of the record's own class: {pasted['label'][0][originals['label']
 # ## α
 #
 # λ comes from Beta(α, α). Small α puts it near 0 or 1, so that most records hardly change; α = 1
-# makes all λ equally likely; larger α gathers it around one half. (λ and 1 − λ are alike here: a
-# record with λ = 0.1 is its partner, mixed with λ = 0.9.)
+# makes all λ equally likely; larger α gathers it around one half. (λ and 1 − λ are
+# equally strong: a record with λ = 0.1 is its partner with λ = 0.9.)
 
 # %%
 alphas = [0.2, 0.5, 1.0, 2.0]
@@ -269,13 +269,13 @@ figure.suptitle("MixUp: density of λ, and the same six records", fontsize=13)
 picture.save(figure, pathlib.Path("tutorial_alpha.png"))
 
 # %% [markdown]
-# The same seed means the same quantile of λ, whatever α is: down a column, each picture moves
-# towards half and half.
+# The same seed gives the same quantile of λ for each α. So from top to bottom of a column, the picture
+# moves towards half and half.
 #
 # ## Labels
 #
-# What a network is asked to predict: the largest weight of each label, over one epoch, and a few
-# labels as they are. A record whose partner has its own class keeps a hard label, which is the
+# The figure shows the labels that the network has to predict: the largest weight of each label over
+# one epoch, and four labels. If both partners have the same class, the label stays hard: that is the
 # column at 1.
 
 # %%
@@ -297,10 +297,10 @@ figure.suptitle("MixUp: how soft labels are (above), and four of them with α = 
 picture.save(figure, pathlib.Path("tutorial_labels.png"))
 
 # %% [markdown]
-# ## Both, as vision transformers are trained
+# ## Both, as in the training of vision transformers
 #
-# `MixBatch` draws for each record whether it is MixUp or CutMix, with the parameters that
-# [DeiT](https://arxiv.org/abs/2012.12877) uses and timm made common.
+# `MixBatch` chooses MixUp or CutMix for each record. These are the parameters of
+# [DeiT](https://arxiv.org/abs/2012.12877).
 
 # %%
 both = gm.MixBatch(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, num_classes=len(names))
@@ -311,9 +311,9 @@ print(f"{boxes.sum()} of 64 records got a box, the others a blend")
 # %% [markdown]
 # ## Keep the hard label
 #
-# Accuracy wants one class per record. Copy the label before `Batch`: fields that no parameter names
-# pass through untouched. The accuracy of mixed pictures says little, though; a clean batch
-# of held-out records is what to look at.
+# Accuracy needs one class per record. Copy the label before mixing: fields that no parameter names
+# pass through untouched. But the accuracy on mixed pictures says little. Use a clean batch of test
+# records instead.
 
 
 # %%
@@ -329,11 +329,11 @@ batch = next(iter(load(KeepLabel(), both)))
 print({key: f"{value.dtype} {value.shape}" for key, value in batch.items()})
 
 # %% [markdown]
-# ## How it hangs together
+# ## Overview
 #
 # ```mermaid
 # flowchart LR
-#     S["sampler<br>a seed per record"] --> R["RecordSeed<br>one uint32"]
+#     S["sampler<br>one seed per record"] --> R["RecordSeed<br>one uint32"]
 #     R --> B["Batch"]
 #     B --> D
 #     subgraph M["MixUpBatch · CutMixBatch · MixBatch"]
@@ -361,8 +361,8 @@ print({key: f"{value.dtype} {value.shape}" for key, value in batch.items()})
 #
 # ## On all devices
 #
-# With a `sharding`, mixing takes place where the batch is going. A batch in NumPy comes in, global
-# `jax.Array`s come out, and the result is bit for bit what the host would have made.
+# With a `sharding`, the batch is mixed on the devices that it goes to. A NumPy batch comes in, global
+# `jax.Array`s come out, with the same bits as on the host.
 
 # %%
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -374,8 +374,8 @@ on_host = gm.MixBatch(num_classes=len(names)).map(originals)
 print("the same bits as on the host:", np.array_equal(spread["image"], on_host["image"]))
 
 # %% [markdown]
-# After a loader, which may have worker processes, `LoaderDataset` and Grain's prefetch do this ahead
-# of the train step. The README has the same for many hosts.
+# The loader may have worker processes. `LoaderDataset` mixes after them, and Grain's prefetch does so
+# before the train step needs the batch. The README shows the same for many hosts.
 
 # %%
 batches = gm.LoaderDataset(load()).map(over_devices)
@@ -385,7 +385,7 @@ batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_
 # %% [markdown]
 # ## A Flax NNX train step
 #
-# Nothing in it knows about mixing: the loss takes soft labels, and that is all.
+# The step does not know about mixing. It only needs a loss that takes soft labels.
 
 
 # %%
@@ -398,7 +398,7 @@ class Net(nnx.Module):
         self.head = nnx.Linear(32, num_classes, rngs=rngs)
 
     def __call__(self, images):
-        """Returns logits; the normalising happens here, on the device."""
+        """Returns logits. Normalises here, on the device."""
         x = nnx.relu(self.first(images / 127.5 - 1))
         x = nnx.relu(self.second(x))
         return self.head(x.mean(axis=(1, 2)))
@@ -427,8 +427,8 @@ for epoch in range(4):
 
 
 # %% [markdown]
-# The loss of mixed batches does not go to zero, since soft labels have an entropy of their own. So
-# look at clean records:
+# The loss of mixed batches does not go to zero, because soft labels have an entropy. So measure on
+# clean records:
 
 
 # %%
@@ -444,12 +444,12 @@ score = accuracy(net, clean["image"], clean["label"])
 print(f"{len(held_out)} clean records: accuracy {score:.1%}")
 
 # %% [markdown]
-# ## What to take along
+# ## Remember
 #
 # - **Soft labels**: use a loss that takes them, `optax.softmax_cross_entropy`; or `sparse_labels=True`
 #   with two hard losses, weighted.
 # - **Training only**: evaluate on clean records.
-# - **After preprocessing**: decode, crop, flip first; mix last, and normalise then.
+# - **After preprocessing**: decode, crop and flip first, then mix, then normalise.
 # - **Seeds before `Batch`**: `RecordSeed` belongs to records, mixing to batches.
 #
 # ## Common mistakes
@@ -479,7 +479,7 @@ batch_of = grain.transforms.Batch(64)
 mix = gm.MixUpBatch(num_classes=len(names))
 
 # %% [markdown]
-# `RecordSeed` after `Batch`, where there is one generator for 64 records:
+# `RecordSeed` after `Batch`, where 64 records share one generator:
 
 # %%
 error_of(lambda: first_batch(batch_of, gm.RecordSeed(), mix))
@@ -503,10 +503,10 @@ error_of(lambda: first_batch(gm.RecordSeed(), batch_of, gm.MixUpBatch(image_key=
 error_of(lambda: first_batch(gm.RecordSeed(), batch_of, over_devices, workers=1))
 
 # %% [markdown]
-# Mixing in evaluation raises no error, since nothing is wrong with the batch. It only makes a network
-# look worse than it is:
+# Mixing during evaluation raises no error, since the batch is fine. It only makes the network look
+# worse than it is:
 
 # %%
 mixed = both.map(clean)
 by_mistake = accuracy(net, mixed["image"], mixed["label"].argmax(axis=1))
-print(f"accuracy {score:.1%}, or so it seems {by_mistake:.1%}")
+print(f"accuracy on clean records {score:.1%}, on mixed ones {by_mistake:.1%}")

@@ -1,4 +1,4 @@
-"""Builds the package and tries it as a stranger would: alone, in an empty environment.
+"""Builds the package and tries it in an empty environment.
 
     python tests/check_package.py    # needs the "dev" extra and a package index
 

@@ -1,4 +1,4 @@
-"""What several tests start from."""
+"""Data that several tests use."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 import atexit
 import os
@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("grain_mix")
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Differs from run to run; what a failed test prints repeats it."""
+    """A new seed for each run. A failed test prints it, and with it the run can be repeated."""
     seed = int(os.environ.get("GRAIN_MIX_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
     print(f"GRAIN_MIX_TEST_SEED={seed}")
     return np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Millions of records through everything at once, and a hundred iterators left half-way.
+"""Millions of records through all parts at once, and a hundred iterators that are not finished.
 
 `python tests/long_run.py --records 10_000_000 --minutes 12 --iterators 100` ends when either is
 reached, prints what each process held, and with `--write` puts it into tests/README.md. It is no
@@ -31,7 +31,7 @@ BATCH_SIZE = 1024
 
 
 class Records:
-    """So small that nothing but the pipeline itself takes time."""
+    """Tiny records, so that only the pipeline itself takes time."""
 
     def __len__(self) -> int:
         return 1_000_000

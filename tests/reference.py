@@ -1,4 +1,4 @@
-"""MixUp and CutMix written once more from the papers: plain NumPy, record by record, float64."""
+"""MixUp and CutMix as references, written from the papers: plain NumPy, one record at a time."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def mix(
 
 
 def aligned(x: np.ndarray) -> np.ndarray:
-    """A copy on a page of its own, like the memory that workers share: JAX need not copy it."""
+    """A copy that starts at a memory page, like memory of workers, so that JAX need not copy."""
     memory = np.zeros(x.nbytes + 4096, np.uint8)
     start = -memory.ctypes.data % 4096
     out = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)

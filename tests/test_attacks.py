@@ -1,4 +1,4 @@
-"""Attempts to break what the README guarantees, each of which once worked or well might have."""
+"""Attempts to break the README's guarantees. Each once worked, or might have."""
 
 import concurrent.futures
 import fractions
@@ -40,7 +40,7 @@ def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("sharded", [False, True])
 def test_memory_used_again(kind: str, size: int, sharded: bool, rng: np.random.Generator) -> None:
-    """A loader that puts the next batch where the last one was does not change the last one."""
+    """A loader that reuses a batch's memory for the next batch does not change the mixed one."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if sharded else None
     transform = KINDS[kind](prob=0.5, sharding=sharding)
     batch = random_batch(rng, size)
@@ -69,7 +69,7 @@ def test_devices_in_any_order(kind: str, rng: np.random.Generator) -> None:
 def test_the_weight_of_very_large_images(
     lengths: tuple[int, ...], rng: np.random.Generator
 ) -> None:
-    """Beyond 2²⁴ pixels float32 cannot count them, and yet the weight stays their fraction."""
+    """float32 cannot count more than 2²⁴ pixels. The weight is still their fraction."""
     seeds = rng.integers(2**32, size=500, dtype=np.uint32)
     transform = gm.CutMixBatch(spatial_axes=tuple(range(1, len(lengths) + 1)))
     draw = jax.device_get(transform.draw(seeds, (500, *lengths)))
@@ -81,7 +81,7 @@ def test_the_weight_of_very_large_images(
 
 @pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e-12, 1e12, 1.7e308])
 def test_extreme_alphas(alpha: float) -> None:
-    """Tiny ones give λ of 0 or 1, huge ones 1/2; SciPy knows neither at the ends."""
+    """Tiny α give λ of 0 or 1, huge ones 1/2. SciPy fails at both ends."""
     seeds = np.arange(4096, dtype=np.uint32)
     lam = np.asarray(gm.MixUpBatch(alpha=alpha).draw(seeds, (4096, 2, 2)).lam)
     if alpha > 1:
@@ -92,7 +92,7 @@ def test_extreme_alphas(alpha: float) -> None:
 
 
 def test_numbers_of_few_bits_do_not_round() -> None:
-    """A float16 is the number that it stands for, here as in all arithmetic that follows."""
+    """A float16 λ is taken for exactly the number it represents."""
     for cls, field, value in (
         (gm.MixUpBatch, "prob", np.float16(0.3)),
         (gm.MixUpBatch, "label_smoothing", np.float16(0.1)),
@@ -109,7 +109,7 @@ def test_numbers_of_few_bits_do_not_round() -> None:
 
 @pytest.mark.timeout(300)
 def test_threads_and_devices_at_once(rng: np.random.Generator) -> None:
-    """Sixteen threads compile, mix on all devices and on the host, and none waits for ever."""
+    """Sixteen threads compile and mix, on all devices and on the host, without a deadlock."""
     sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
     batches = [random_batch(rng, 16) for _ in range(16)]
     transforms = [
@@ -140,7 +140,7 @@ class Records:
 
 @pytest.mark.timeout(300)
 def test_closed_while_the_prefetch_thread_is_busy() -> None:
-    """Closed at any moment, from any thread, an iterator gives its thread back."""
+    """An iterator that is closed at any time, from any thread, leaves no thread."""
     before = threading.active_count()
     for step in range(12):
         loader = grain.load(

@@ -1,4 +1,4 @@
-"""The benchmarks run, whatever the peers that are installed, and leave what they promise."""
+"""The benchmarks run, with any peers installed, and write the files that they promise."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What comes out of a batch, against a reference written from the papers, record by record."""
+"""Mixed batches compared with a reference written from the papers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ def labels_of(rng: np.random.Generator, size: int, kind: str, k: int) -> np.ndar
 
 
 def assert_same_images(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal for integers and bools, to one rounding for floats."""
+    """Integers and bools are equal, floats up to one rounding."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     if expected.dtype.kind in "iub":
@@ -154,7 +154,7 @@ def test_a_label_weight_is_the_pixel_weight(
     mode: str,
     rng: np.random.Generator,
 ) -> None:
-    """Image i is filled with i, so own pixels can be counted in what comes out."""
+    """Image i is filled with i, so its pixels can be counted in the mixed image."""
     size = 64
     shape = {1: (331,), 2: (29, 43), 3: (11, 14, 9)}[len(axes)]
     ids = np.arange(size, dtype=np.uint8)
@@ -180,7 +180,7 @@ def test_a_label_weight_is_the_pixel_weight(
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("length", [41, 47, 61])
 def test_an_unmixed_label_stays(kind: str, length: int, rng: np.random.Generator) -> None:
-    """Exactly: a compiler that knows of no box turns n/n into n·(1/n), which is not 1 for these."""
+    """λ is exactly 1. If a compiler turned n/n into n·(1/n), it would not be 1 for these sizes."""
     labels = rng.integers(4, size=6)
     batch = {
         "image": values(rng, (6, length), "uint8"),
@@ -230,16 +230,16 @@ def test_several_images_share_a_draw(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "bool", "float32"])
-@pytest.mark.parametrize("layout", ["last", "first", "with an axis of its own"])
+@pytest.mark.parametrize("layout", ["last", "first", "with another axis"])
 def test_masks_are_cut_with_the_image(dtype: str, layout: str, rng: np.random.Generator) -> None:
-    """The image holds the mask's position numbers, so both must have moved alike."""
+    """The image holds the numbers of the mask, so both must be cut in the same way."""
     size, height, width = 6, 10, 13
     mask = values(rng, (size, height, width), dtype)
     position = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
     image, axes = position[..., None], (1, 2)
     if layout == "first":
         image, axes = np.stack([position] * 4, axis=1), (2, 3)
-    if layout == "with an axis of its own":
+    if layout == "with another axis":
         mask = mask[..., None]
     batch = {
         "image": image,
@@ -273,7 +273,7 @@ def test_sparse_labels_say_what_dense_ones_say(kind: str, rng: np.random.Generat
 
 
 def test_many_classes_make_no_dense_array(rng: np.random.Generator) -> None:
-    """Nothing in the program is as wide as the classes are many."""
+    """No array in the program is as wide as the number of classes."""
     k = 21_841
     transform = gm.MixBatch(num_classes=k, sparse_labels=True)
     batch = {

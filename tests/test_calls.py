@@ -1,4 +1,4 @@
-"""The end of Python, and Grain's worker processes: what we look after, and what we leave alone."""
+"""The end of Python, and Grain's worker processes: what the package does there, and what not."""
 
 import multiprocessing
 import pathlib
@@ -59,7 +59,7 @@ def run(tmp_path: pathlib.Path, end: str = "", before: str = "", nested: str = "
 def test_python_ends_while_threads_mix(
     end: str, status: int, nested: str, tmp_path: pathlib.Path
 ) -> None:
-    """Grain's prefetch threads go on until then, unless their iterators are closed."""
+    """Grain's prefetch threads run until Python ends, unless their iterators are closed."""
     done = run(tmp_path, end, nested=nested)
     assert done.returncode == status, done.stderr
     assert ("OSError: mine" in done.stderr) == bool(status)

@@ -1,4 +1,4 @@
-"""Where the examples get their records: what TFDS prepared, and never the network unasked."""
+"""The examples' data sets: prepared by TFDS, without an unasked download."""
 
 import collections
 import pathlib

@@ -1,4 +1,4 @@
-"""What is drawn from the seeds: distributions, independence, and that it is the record's own."""
+"""Draws from seeds: their distributions, their independence, and that only the record matters."""
 
 import fractions
 import zlib
@@ -29,7 +29,7 @@ def draw(transform: Any, seeds: np.ndarray, *shape: int) -> _draw.Draw:
 
 
 def distance(lam: np.ndarray, alpha: float, tail: float = 2.0**-20) -> float:
-    """Kolmogorov–Smirnov's, leaving out the ends, where float32 cannot tell λ from 1."""
+    """The Kolmogorov–Smirnov test without the ends, where float32 cannot tell λ from 1."""
     lam = np.sort(lam.astype(np.float64))
     inside = (lam > tail) & (lam < 1 - tail)
     law = scipy.stats.beta(alpha, alpha).cdf(lam[inside])
@@ -52,7 +52,7 @@ def test_lambda_is_beta_distributed(alpha: float, seeds: np.ndarray) -> None:
 
 @pytest.mark.parametrize("alpha", [*ALPHAS, 1e-3, 30.0, 1e4])
 def test_the_table_has_no_error_of_its_own(alpha: float) -> None:
-    """All 2²⁰ values that λ can take, once each: this is the law itself, not a sample of it."""
+    """All 2²⁰ values that λ can take, once each: the exact distribution, not a sample."""
     bits = np.arange(2**20, dtype=np.uint32) << 12
     lam = np.asarray(jax.jit(_draw.beta, static_argnums=1)(bits, alpha)) / 2**24
     assert (np.diff(lam) >= 0).all()
@@ -188,7 +188,7 @@ def test_modes_share_the_first_records_draw(rng: np.random.Generator) -> None:
 
 
 def test_known_answers() -> None:
-    """These numbers never change, on no platform and in no version: they are users' runs."""
+    """These numbers must never change, on any platform or in any version: users' runs need them."""
     seeds = np.array([0, 1, 2, 3, 2**31, 2**32 - 1], np.uint32)
     for alpha, expected in KNOWN["mixup"].items():
         lam = draw(gm.MixUpBatch(alpha=alpha), seeds, 224, 224).lam
@@ -207,7 +207,7 @@ def test_known_answers() -> None:
 
 @pytest.mark.parametrize("case", range(5))
 def test_known_checksums(case: int) -> None:
-    """The same for so many seeds that no rare one, on the edge of rounding, changes unseen."""
+    """The same for many seeds, so that rare cases of rounding are seen as well."""
     transform, lengths, expected = CHECKSUMS[case]
     drawn = draw(transform, np.arange(2**16, dtype=np.uint32) * np.uint32(40_503), *lengths)
     weights = np.zeros(0) if drawn.outside is None else drawn.outside.astype(np.float64) * 2**24
@@ -217,7 +217,7 @@ def test_known_checksums(case: int) -> None:
 
 
 def test_known_seeds() -> None:
-    """Nor does Grain's order, or NumPy's generator, change unseen."""
+    """Fails if Grain's order or NumPy's generator changes."""
     records = [{"label": i} for i in range(100)]
     sampler = grain.samplers.IndexSampler(100, shuffle=True, seed=42, num_epochs=2)
     loader = grain.DataLoader(

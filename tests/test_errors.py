@@ -1,4 +1,4 @@
-"""Bad input is an error that says where, what came, what was expected and what to do.
+"""Bad input is an error that says where it came from, what came, what was expected and the fix.
 
 In the tables "…" stands for any text, so that a message can be reworded but loses no part.
 """
@@ -199,7 +199,7 @@ RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
 
 
 def batch(drop: str | None = None, **changes: Any) -> dict[str, Any]:
-    """A good batch but for the changes."""
+    """A good batch with these changes."""
     good = {
         "image": np.full(SHAPE, 7, np.uint8),
         "label": np.array([0, 1, 2, 0]),
@@ -351,7 +351,7 @@ def test_records_are_no_sampler() -> None:
 
 
 def starts_jax() -> str | None:
-    """The first case above that starts JAX on its way to the error."""
+    """The first case above that starts JAX before the error."""
     from jax._src.xla_bridge import _backends
 
     calls = [(row.id, row.values[2]) for row in PARAMETERS + CALLS]
@@ -365,7 +365,7 @@ def starts_jax() -> str | None:
 
 
 def test_errors_come_before_any_device_work() -> None:
-    # In a process of its own: in this one, other tests have started JAX already.
+    # In a new process: in this one, other tests have started JAX already.
     done = subprocess.run(
         [sys.executable, "-c", f"import {__name__} as module; print(module.starts_jax())"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

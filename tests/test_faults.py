@@ -1,4 +1,4 @@
-"""What breaks in a pipeline ends in an error that says so, and the last state goes on from there.
+"""A fault in a pipeline is an error that says so, and the last state resumes from there.
 
 All of it is real: worker processes, files, signals. What Grain does about a fault is Grain's, as of
 0.2.18; that the error comes through prefetch and mixing, that nothing stays behind, and that a
@@ -105,7 +105,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def assert_the_rest_comes(
     folder: pathlib.Path, fault: str, worker_count: int, state: Any, seen: list[int]
 ) -> None:
-    """With what was broken repaired, each record has come once in the end."""
+    """After the repair, each record has come exactly once."""
     again = start(folder, fault, worker_count)
     again.set_state(json.loads(json.dumps(state)))
     read(again, seen)

@@ -1,4 +1,4 @@
-"""Whatever comes in is mixed with all invariants or is one of our errors. Nothing else happens.
+"""Any input is either mixed, with all invariants, or is one of our errors.
 
 `GRAIN_MIX_FUZZ=20` runs twenty times as many examples, of twenty times as many programs.
 """
@@ -105,7 +105,7 @@ def good_values(field: str) -> list[Any]:
 @fuzz(max_examples=800 * TIMES)
 @given(data=st.data())
 def test_parameters(data: st.DataObject) -> None:
-    """Made, or refused; what is made is a value with plain fields."""
+    """A transform is made or refused. If made, it is a value with plain fields."""
     cls = data.draw(st.sampled_from(CLASSES))
     names = [field.name for field in dataclasses.fields(cls)]
     chosen = data.draw(st.lists(st.sampled_from(names), max_size=4, unique=True))
@@ -478,7 +478,7 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
 def check_pixels(
     x: np.ndarray, y: np.ndarray, i: int, lam: float, box: np.ndarray | None, axes: tuple[int, ...]
 ) -> None:
-    """Each value is its own record's, its partner's or between the two, and the right one."""
+    """Each value is the record's own, its partner's or the blend, as the draw says."""
     if x.ndim == 1:
         x, y = x[:, None], y[:, None]
     own, other = x[i], x[reference.partner_of(i, len(x))]
@@ -608,7 +608,7 @@ def test_functions(data: st.DataObject) -> None:
 
 
 def test_the_oracle_sees_what_is_wrong() -> None:
-    """Each invariant, broken by hand, is seen, so that the tests above cannot pass for nothing."""
+    """Each invariant is broken by hand, and the tests above notice it."""
     it = next(
         p
         for p in map(program, itertools.count())

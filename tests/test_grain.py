@@ -48,7 +48,7 @@ Batch = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> grain.sources.ArrayRecordDataSource:
-    """An ArrayRecord file of random images, each behind its number."""
+    """An ArrayRecord file of random images, each with its number in front."""
     path = str(tmp_path_factory.mktemp("records") / "images.array_record")
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ class RandomCrop(grain.transforms.RandomMap):
 
 
 class Remember(grain.transforms.Map):
-    """Keeps what mixing changes."""
+    """Keeps copies of the fields that mixing changes."""
 
     def map(self, element: Batch) -> Batch:
         return element | {"seed": element["mix_seed"], "own_image": element["image"]}
@@ -388,7 +388,7 @@ def test_workers_start_no_accelerator(tmp_path: pathlib.Path) -> None:
 
 
 def test_workers_could_start_one(tmp_path: pathlib.Path) -> None:
-    """So the test before this one sees what it should."""
+    """Shows that the test before this one can fail."""
     args, env = ("Careless()", "1"), NO_GPU | {"JAX_TRACEBACK_FILTERING": "off"}
     status, _, err = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **env)
     assert status != 0
@@ -428,7 +428,7 @@ def test_abandoned_iterators_leave_no_process(records: Any, how: str) -> None:
 
 @pytest.fixture
 def compilations() -> list[str]:
-    """Grows by one with each program that is compiled."""
+    """The list grows by one entry with each program that is compiled."""
     events: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -502,7 +502,7 @@ def test_pickles(transform: Any, pickler: Any) -> None:
 
 @each_transform
 def test_transforms_differ_in_any_field(transform: Any) -> None:
-    """Equal ones share a compiled program, so no field may be left out."""
+    """Equal transforms share a compiled program, so equality must cover all fields."""
     others = {
         "num_classes": 99,
         "sparse_labels": True,

@@ -1,4 +1,4 @@
-"""A `DataLoader` as a dataset: its batches, its state, its worker processes, all of them real."""
+"""A `DataLoader` as a dataset: its batches, its state, its worker processes."""
 
 import copy
 import gc

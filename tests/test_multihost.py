@@ -1,4 +1,4 @@
-"""Real JAX processes on loopback: the same training as in one process, through kills, too."""
+"""Real JAX processes on loopback train the same as one process does, also when one is killed."""
 
 import collections
 import contextlib
@@ -163,7 +163,7 @@ def test_the_same_training(
 def test_the_same_records_with_workers(
     single: dict[str, Any], processes: Processes, tmp_path: pathlib.Path
 ) -> None:
-    """Workers take turns, so that steps differ, but not what two rounds of them make."""
+    """With workers the order differs, but the batches of both workers together are the same."""
     hosts = train(processes, tmp_path, count=2, devices=2, workers=2, steps=20)
     mixed = [step for host in hosts for step in host["records"]]
     expected = single["records"][:20]
@@ -176,7 +176,7 @@ def test_the_same_records_with_workers(
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Where the first process that needs the photographs writes them."""
+    """The folder that the photographs are written to, by the first process that needs them."""
     return tmp_path_factory.mktemp("photographs")
 
 
@@ -226,7 +226,10 @@ def test_killed_and_resumed(
     others = start("others", *checkpoints, "--batch-size", 32)
     processes.wait_until(lambda: all(process.poll() is not None for process in others))
     assert all(process.returncode != 0 for process in others)
-    assert "--batch-size was 16, now it is 32; pass what it was started with" in processes.output()
+    assert (
+        "--batch-size was 16, now it is 32; pass the options it was started with"
+        in processes.output()
+    )
 
 
 def test_local(processes: Processes, tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
 """Mistakes that other implementations of MixUp and CutMix made, each shown not to happen here.
 
-Most images here hold one number all over, the record's position in the batch. Each pixel then
+Most images here are filled with one number, the record's position in the batch. Each pixel then
 tells where it came from, and weights can be counted.
 """
 

@@ -1,4 +1,4 @@
-"""Mixing over devices: where it runs never changes what comes out, and devices never talk."""
+"""Mixing over devices: the result is the same everywhere, and devices never communicate."""
 
 import contextlib
 import copy

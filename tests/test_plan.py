@@ -1,4 +1,4 @@
-"""The plan of the package: where things may be looked for, and what may reach into what."""
+"""The plan of the package: which module may import which names."""
 
 import ast
 import graphlib

@@ -188,7 +188,7 @@ def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int
 
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 2)])
 def test_datasets_split_after_batch(hosts: int, workers: int) -> None:
-    """Grain's datasets need no sampler for it, as long as whole batches are what is dealt out."""
+    """Grain's datasets need no sampler for this, as long as whole batches are split."""
     seeded = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
     seeded = seeded.random_map(gm.RecordSeed()).map(KeepSeed())
     batches = seeded.batch(BATCH_SIZE, drop_remainder=True)

@@ -107,7 +107,7 @@ SPLITS: dict[str, Any] = {
 
 @pytest.mark.parametrize("order", SPLITS)
 def test_in_which_orders_the_generator_is_the_records_own(order: str) -> None:
-    """What the docstring says; the day a wrong order comes right, Grain has changed."""
+    """As the docstring says. If a wrong order becomes right, Grain has changed."""
     dataset = grain.MapDataset.source(source()).seed(0)
     whole = {int(r["index"]): int(r["mix_seed"]) for r in dataset.random_map(gm.RecordSeed())}
     parts = [list(part) for part in SPLITS[order](dataset)]
@@ -243,7 +243,7 @@ def test_equal_seeds_are_warned_of(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_elastic_iterator_with_pairs(hosts: int) -> None:
-    """Pairs are the unit that is split and batched, so none is torn apart by any split."""
+    """Pairs are split and batched as units, so no split separates them."""
 
     def flat(batch: dict[str, Any]) -> dict[str, Any]:
         return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}

@@ -1,4 +1,4 @@
-"""JAX's settings change neither results nor peace: what users switch on for their own code."""
+"""JAX's settings, which users switch on for their own code, change no result and raise nothing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def sharding(axis_type: AxisType) -> NamedSharding:
 
 
 def everything(seed: int) -> dict[str, np.ndarray]:
-    """What all entry points make of one batch; of its draws, some are MixUp and some CutMix."""
+    """The results of all entry points for one batch. Some of its draws are MixUp, some CutMix."""
     rng = np.random.default_rng(seed)
     batch = {
         "image": rng.normal(size=(8, 9, 6, 3)).astype(np.float32),
@@ -90,7 +90,7 @@ def test_results_stay(name: str, rng: np.random.Generator) -> None:
 
 
 def test_without_jit(rng: np.random.Generator) -> None:
-    """As users debug: what is drawn stays, and so do integers; floats may round once more."""
+    """For debugging: draws and integers stay the same, floats may round once more."""
     batch = {
         "image": rng.integers(256, size=(4, 6, 5, 3), dtype=np.uint8),
         "depth": rng.normal(size=(4, 6, 5)).astype(np.float32),

@@ -71,7 +71,7 @@ def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
 
 
 def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
-    """They would go on with other batches than those that the checkpoint's state counts."""
+    """With other options, the checkpoint's state would count other batches."""
     line = ["--workdir", tmp_path / "run", "--num-epochs", 1]
     train(tmp_path, *line, "--mix", "mixup", "--batch-size", 64)
     for flags, difference in [
@@ -81,7 +81,7 @@ def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
         with started(tmp_path, *line, *flags) as process:
             _, errors = process.communicate()
         assert process.returncode == 1
-        assert f"holds another run: {difference}; pass what it was started with" in errors
+        assert f"holds another run: {difference}; pass the options it was started with" in errors
     resumed, _ = train(tmp_path, *line, "--mix", "mixup", "--batch-size", 64)
     assert resumed == f"resumed after step {1437 // 64}"
 
@@ -136,7 +136,7 @@ def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_calibration_error(rng: np.random.Generator) -> None:
-    """It's 0 where predictions are right as often as they say; too sure and too modest add up."""
+    """0 if predictions are right as often as they say. Errors in both directions add up."""
     confidence = np.repeat([0.65, 0.85], 20)
     log_probs = np.log(np.stack([confidence, 1 - confidence], axis=1))
     labels = np.concatenate([np.arange(20) >= 13, np.arange(20) >= 17]).astype(int)

@@ -1,4 +1,4 @@
-"""What the transforms offer beyond mixing: their fields, their documentation, padding, specs."""
+"""The transforms apart from mixing: their fields, their documentation, padding, specs."""
 
 import dataclasses
 import functools
@@ -240,7 +240,7 @@ def test_class_ids_with_an_axis_of_their_own(kind: str, rng: np.random.Generator
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_without_jit_nothing_shares_memory(size: int, rng: np.random.Generator) -> None:
-    """An unmixed record would else be the caller's own memory, where that is aligned for JAX."""
+    """Without the copy, an unmixed record could be the caller's own memory."""
     batch = make_batch(rng, size)
     batch |= {
         "image": aligned(batch["image"]),

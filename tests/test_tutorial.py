@@ -1,4 +1,4 @@
-"""The tutorial: one page in two files, which runs on all the data it names."""
+"""The tutorial: script and notebook are the same, and run on all data sets that it names."""
 
 import os
 import pathlib

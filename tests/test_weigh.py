@@ -28,7 +28,7 @@ def test_halves_are_rounded_up(dtype: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
 def test_every_bit_of_a_nan_is_copied(dtype: Any, rng: np.random.Generator) -> None:
-    """Signalling NaNs and payloads as well, where CutMix copies and where nothing is mixed."""
+    """All bits are kept, also those of NaNs, by CutMix and in unmixed records."""
     bits = np.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
     some = rng.integers(0, np.iinfo(bits).max, (4, 16, 16, 3), bits, endpoint=True)
     some[:, ::2] |= np.array(np.inf, dtype).view(bits)  # NaNs of all kinds
