@@ -5,14 +5,14 @@ import importlib
 import os
 import pathlib
 import sys
-import time
 
-from benchmarks import _report, _time
+from benchmarks import _report
 
 SUBJECTS = {
     "peers": "mixing a batch, beside copying it and beside other libraries",
     "device": "mixing on an accelerator, beside a copy on it",
     "pipeline": "a whole Grain loader, with and without mixing",
+    "compiled": "what XLA's compilers make of it for GPUs and TPUs that are not here",
     "scaling": "batch size, image side, devices, classes and memory",
 }
 
@@ -38,23 +38,22 @@ def main() -> None:
         command.add_argument("--rounds", type=int, help="how often each side has its turn")
         if subject == "peers":
             command.add_argument(
-                "--cpu-time",
-                action="store_true",
-                help="the work of all threads instead of the time that passes: for a busy machine",
+                "--readme", type=pathlib.Path, help="a file to write the table into, too"
+            )
+        if subject == "compiled":
+            command.add_argument(
+                "--target", action="append", help="h200, v5e, ..., may be repeated; default: all"
             )
             command.add_argument(
-                "--readme", type=pathlib.Path, help="a file to write the table into, too"
+                "--before", type=pathlib.Path, help="a compiled.json to compare with"
             )
     args = parser.parse_args()
     if args.subject == "peers" and not ALLOCATOR.keys() <= os.environ.keys():
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ALLOCATOR)
     module = importlib.import_module(f"benchmarks.{args.subject}")
-    if getattr(args, "cpu_time", False):
-        _time.clock = time.process_time
-    report = module.run(args.quick, args.rounds)
-    if getattr(args, "cpu_time", False):
-        report.setting += " Processor time of all threads, not time that passed."
+    more = (args.target or (), args.before) if args.subject == "compiled" else ()
+    report = module.run(args.quick, args.rounds, *more)
     _report.write(report, args.output)
     if getattr(args, "readme", None):
         _report.insert(report, args.readme)

@@ -74,7 +74,8 @@ def ours_jitted(x: Inputs) -> Iterator[Side]:
 
 
 def ours(x: Inputs) -> Iterator[Side]:
-    stacked_by_grain = grain.MapDataset.source(x.records).batch(len(x.images))
+    records = grain.MapDataset.source(x.records)
+    stacked_by_grain = records.batch(len(x.images), batch_fn=gm.aligned_stack)
     for kind, transform in _ours(x).items():
 
         def stacked(transform: Any = transform) -> Any:

@@ -57,7 +57,7 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in (*PACKAGES, "datarax"):
+    for package in (*PACKAGES, "datarax", "libtpu", "jax-cuda13-plugin"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -87,9 +87,10 @@ def _cell(value: Any) -> str:
 
 
 def write(report: Report, folder: pathlib.Path) -> None:
-    """Prints the table, and writes `SUBJECT.json` and `SUBJECT.png` into a folder."""
+    """Prints the table, and writes `SUBJECT.md`, `.json` and `.png` into a folder."""
     print(text(report))
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{report.subject}.md").write_text(text(report) + "\n")
     content = {
         "subject": report.subject,
         "machine": machine(),

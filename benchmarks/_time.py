@@ -9,26 +9,31 @@ import numpy as np
 
 Side = Callable[[], Any]
 
-# `time.process_time` instead adds up what all threads work, which a busy machine disturbs less.
-clock = time.perf_counter
 
+def measure(
+    sides: Mapping[str, Side], rounds: int, work: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Seconds that each side takes, `[rounds]`, warmed up before; every other round backwards.
 
-def measure(sides: Mapping[str, Side], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds that each side takes, `[rounds]`, warmed up before; every other round backwards."""
+    `work` receives the processor time, summed over all threads. A busy machine disturbs it less.
+    """
     for side in sides.values():
         for _ in range(2):
             jax.block_until_ready(side())
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 else -1]:
             # Untimed, so that memory and threads are as this side leaves them, not the last one:
             # an allocator that has to fetch fresh pages triples the time of a copy.
             jax.block_until_ready(sides[name]())
-            start = clock()
+            worked, start = time.process_time(), time.perf_counter()
             output = jax.block_until_ready(sides[name]())
-            seconds[name].append(clock() - start)
+            passed = time.perf_counter() - start
+            seconds[name].append((passed, time.process_time() - worked))
             del output  # its memory is free again before the next one starts
-    return {name: np.array(values) for name, values in seconds.items()}
+    if work is not None:
+        work |= {name: np.array(values)[:, 1] for name, values in seconds.items()}
+    return {name: np.array(values)[:, 0] for name, values in seconds.items()}
 
 
 def summary(seconds: np.ndarray, floor: np.ndarray | None = None) -> dict[str, Any]:

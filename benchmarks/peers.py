@@ -31,8 +31,9 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     return _report.Report(
         subject="peers",
         setting=f"Batches of {size} x {side} x {side} x 3, {classes} classes, α = 1; medians of "
-        f"{rounds} alternating rounds, as multiples of the jitted copy, milliseconds in brackets; "
-        "freed memory is kept for the next call (see NOTES.md).",
+        f"{rounds} alternating rounds, as multiples of the jitted copy; in brackets the "
+        "milliseconds that pass, and those of processor time over all threads; freed memory "
+        "is kept for the next call (see NOTES.md).",
         rows=rows
         + [{"side": side, "skipped": why} for why, all_ in skipped.items() for side in all_],
         table=_table(rows),
@@ -68,10 +69,12 @@ def _measure(
             runs[name, side.task, side.kind] = side.run
             draws[name] = side.draws
     keys = {str(i): key for i, key in enumerate(runs)}
-    seconds = _time.measure({i: runs[key] for i, key in keys.items()}, rounds)
+    work: dict[str, Any] = {}
+    seconds = _time.measure({i: runs[key] for i, key in keys.items()}, rounds, work)
     rows = []
     for i, (name, task, kind) in keys.items():
         row = {"side": name, "task": task, "dtype": dtype, "kind": kind, "draws": draws.get(name)}
+        row |= {f"cpu_{name}": value for name, value in _time.summary(work[i], work["0"]).items()}
         rows.append(row | _time.summary(seconds[i], seconds["0"]))
     return rows
 
@@ -95,7 +98,7 @@ def check(x: _peers.Inputs, side: _peers.Side) -> None:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{row['ratio']:.2f} ({row['ms']:.1f})"
+    return f"{row['ratio']:.2f} ({row['ms']:.1f}, {row['cpu_ms']:.1f})"
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,11 +1,6 @@
-"""The two formulas, which are one: each pixel is its own record's, its partner's, or a blend.
-
-MixUp   λ·x + (1-λ)·x_partner                    https://arxiv.org/abs/1710.09412
-CutMix  x_partner inside the box, x outside      https://arxiv.org/abs/1905.04899
-"""
+"""The two formulas as functions with given parameters, and the checks of arrays."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +14,8 @@ from grain_mix._axes import as_axes, axes_of
 from grain_mix._calls import into_jax
 from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, native_fix
 from grain_mix._fields import has_values
-from grain_mix._weigh import choose, weighted_mean
+from grain_mix._formula import blend
 
-LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
 AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
 
 
@@ -93,7 +87,7 @@ def cutmix(
 @jax.jit
 def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
     def formula(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
-        return blend(x, x[partner], lam.astype(jnp.float32))
+        return blend(x, lam.astype(jnp.float32), partner=partner)
 
     mixed: jax.Array = _place.gathered(formula, x, partner, lam)
     return mixed
@@ -104,7 +98,7 @@ def _cutmix(
     x: jax.Array, partner: jax.Array, box: jax.Array, spatial_axes: tuple[int, ...]
 ) -> jax.Array:
     def formula(x: jax.Array, partner: jax.Array, box: jax.Array) -> jax.Array:
-        return blend(x, x[partner], None, box.astype(jnp.int32), spatial_axes)
+        return blend(x, None, box.astype(jnp.int32), spatial_axes, partner=partner)
 
     mixed: jax.Array = _place.gathered(formula, x, partner, box)
     return mixed
@@ -191,47 +185,3 @@ def _check_range(where: str, field: str, value: Any, low: float, high: float, fi
     if not (low <= values.min() and values.max() <= high):
         came = f"{field} from {values.min()} to {values.max()}"
         fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)
-
-
-def blend(
-    x: jax.Array,
-    y: jax.Array,
-    lam: jax.Array | None = None,
-    box: jax.Array | None = None,
-    spatial_axes: tuple[int, ...] = (),
-) -> jax.Array:
-    """`lam·x + (1-lam)·y` outside the box and `y` inside, for `x` and `y` `[B, ...]`.
-
-    `None` for `lam` means 1, `None` for `box` means no box. What comes after the last spatial axis
-    is merged into it, so that compilers vectorise over a whole row and not over three channels.
-    """
-    if len(x) == 1:
-        return x  # its own partner; weights that add up to 1 could still round
-    last = max(spatial_axes) if box is not None else 1
-    merged = last if box is None or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
-    rows = (*x.shape[:merged], math.prod(x.shape[merged:]))
-    own, other = x.reshape(rows), y.reshape(rows)
-    mixed = own
-    if lam is not None:
-        mixed = weighted_mean(own, other, lam.reshape(-1, *[1] * (own.ndim - 1)))
-    if box is not None:
-        width = rows[last] // x.shape[last]  # entries of a row that make up one pixel
-        inside = [
-            _between(box[:, k] * (width if axis == last else 1), axis, rows)
-            for k, axis in enumerate(spatial_axes)
-        ]
-        mixed = choose(functools.reduce(jnp.logical_and, inside), mixed, other)
-    return mixed.reshape(x.shape)
-
-
-def _between(bounds: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
-    """`bool [B, 1, ..., shape[axis], ..., 1]`: start ≤ position < stop along the axis."""
-    start, stop = (bound.reshape(-1, *[1] * (len(shape) - 1)) for bound in bounds.T)
-    line = [length if i == axis else 1 for i, length in enumerate(shape)]
-    position = jax.lax.broadcasted_iota(jnp.int32, line, axis)
-    inside = (start <= position) & (position < stop)
-    # Workaround for JAX 0.7 to 0.12: XLA's CPU compiler would repeat the comparison for each pixel
-    # of the image, which takes longer than the rest. Elsewhere a barrier only costs a kernel.
-    barrier = jax.lax.optimization_barrier
-    mask: jax.Array = jax.lax.platform_dependent(inside, cpu=barrier, default=lambda x: x)
-    return mask

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._errors import describe, fail
+from grain_mix._swap import partners, swap
 
 ONE = 1 << 24  # λ = 1 on the grid
 
@@ -62,20 +63,6 @@ def check_valid(where: str, key: str, value: Any, size: int) -> None:
     if str(value.dtype) != "bool" or value.shape != (size,):
         fix = "pass True for each real record and False for padding"
         fail(TypeError, where, f"{key!r} is {describe(value)}", f"bool [{size}]", fix)
-
-
-def partners(batch_size: int) -> np.ndarray:
-    """Records 2k and 2k+1 are partners; a last one without a neighbour takes the one before."""
-    index = np.arange(batch_size, dtype=np.int32)
-    return np.where((index ^ 1) < batch_size, index ^ 1, np.maximum(index - 1, 0))
-
-
-def swap(x: jax.Array) -> jax.Array:
-    """`x[partners(len(x))]`, each record replaced by its partner."""
-    if len(x) % 2:
-        return x[partners(len(x))]
-    # A reshape rather than a gather: nothing moves between devices when axis 0 is sharded.
-    return x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def share(mode: str, seeds: jax.Array) -> jax.Array:

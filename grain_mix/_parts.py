@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._axes import axes_in, check_pixels
-from grain_mix._blend import blend, check_dtype
-from grain_mix._draw import Draw, swap
+from grain_mix._blend import check_dtype
+from grain_mix._draw import Draw
 from grain_mix._errors import FLOATS, INTEGERS, describe, fail, native_fix
 from grain_mix._fields import has_values
+from grain_mix._formula import blend
+from grain_mix._swap import swap
 
 LABEL_WEIGHT = "label_weight"  # the field that sparse labels add
 
@@ -119,7 +121,7 @@ def check_sizes(
 
 def mix_pixels(x: jax.Array, draw: Draw, axes: tuple[int, ...]) -> jax.Array:
     """A field with a pixel for each of the image's, blended and cut as the image is."""
-    return blend(x, swap(x), draw.outside, draw.box, axes_in(x.ndim, axes))
+    return blend(x, draw.outside, draw.box, axes_in(x.ndim, axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ class SoftLabels:
             classes = jnp.arange(self.num_classes, dtype=jnp.int32)
             labels = labels.reshape(-1, 1).astype(jnp.int32) == classes[None, :]
         soft = labels.astype(jnp.float32)
-        mixed = blend(soft, swap(soft), draw.lam)
+        mixed = blend(soft, draw.lam)
         # Smoothing and mixing are both affine, so their order is free. In this order no compiler
         # can round differently for another size of the batch.
         on, off = 1 - self.smoothing, self.smoothing / mixed.shape[1]

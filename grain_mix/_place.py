@@ -1,7 +1,8 @@
 """Where mixing runs, and where its result is: on the host, or on the devices of this process."""
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,11 +57,47 @@ def _aligned(x: np.ndarray) -> np.ndarray:
     shared = not jax.config.values["jax_disable_jit"]
     if shared and x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
         return x
-    memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy = _aligned_empty(x.shape, x.dtype)
     copy[...] = x
     return copy
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    aligned: np.ndarray = memory[start : start + size].view(dtype).reshape(shape)
+    return aligned
+
+
+def aligned_stack(records: Sequence[Any]) -> Any:
+    """Stacks records into memory that XLA can share: a `batch_fn` for `grain.transforms.Batch`.
+
+    Mixing on the host copies each batch to such memory first, unless it is there already. So this
+    saves a copy of the batch; the values are those of Grain's own `batch_fn`.
+
+    Args:
+        records: dicts, tuples or other trees of arrays and numbers, all of the same structure.
+
+    Returns:
+        The same structure. Each leaf is a NumPy array `[B, ...]` that begins at a multiple of 64
+        bytes.
+
+    >>> import grain
+    >>> batch = grain.transforms.Batch(128, drop_remainder=True, batch_fn=aligned_stack)
+    >>> aligned_stack([{"label": 3}, {"label": 5}])
+    {'label': array([3, 5])}
+    """
+    return jax.tree.map(lambda *leaves: _stack_leaves(leaves), *records)
+
+
+def _stack_leaves(leaves: Sequence[Any]) -> np.ndarray:
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    first = arrays[0]
+    numbers = first.dtype.kind in "biufcV" and not first.dtype.hasobject
+    if not numbers or any(x.dtype != first.dtype for x in arrays):
+        return np.stack(arrays)
+    return np.stack(arrays, out=_aligned_empty((len(arrays), *first.shape), first.dtype))
 
 
 @functools.cache

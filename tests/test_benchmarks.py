@@ -43,6 +43,15 @@ def test_the_table_of_peers_goes_between_the_marks_of_a_readme(tmp_path):
         assert {(side, "MixUp"), (side, "CutMix")} <= measured
 
 
+def test_compiled_for_devices_that_are_not_here(tmp_path):
+    for module in ("cramjam", "libtpu", "jax_cuda13_plugin"):
+        pytest.importorskip(module, reason="needs the extra `compiled`")
+    rows = check("compiled", run("compiled", "--quick", "--output", str(tmp_path)), tmp_path)
+    for row in rows:
+        assert row["collectives"] == row["loops"] == row["host calls"] == 0
+        assert (row["instructions per byte"] or row["bytes over copy's"]) > 1
+
+
 def check(subject, printed, folder):
     assert printed.startswith("| ")
     report = json.loads((folder / f"{subject}.json").read_text())

@@ -11,6 +11,7 @@ from typing import Any
 import common
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import KINDS, each_kind
@@ -407,3 +408,43 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
         sharding = over(int(slices))
         assert_same_bits(KINDS[kind](**fields, sharding=sharding).map(batch), mixed)
         assert_same_bits(KINDS[kind](**fields).mix(batch), mixed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_aligned_stack_is_grains_own_batch(workers: int, rng: np.random.Generator) -> None:
+    """In Grain's loader, with nested records, text, and dtypes that NumPy does not know."""
+    source = [
+        {
+            "image": rng.integers(0, 256, (5, 3), np.uint8),
+            "half": rng.normal(size=3).astype(jnp.bfloat16),
+            "label": i,
+            "more": ({"name": f"record {10**i}"}, np.float64(i)),
+            "true": bool(i % 2),
+        }
+        for i in range(9)
+    ]
+    batches = {}
+    for batch_fn in (None, gm.aligned_stack):
+        loader = grain.DataLoader(
+            data_source=source,
+            sampler=grain.samplers.SequentialSampler(9),
+            operations=[grain.transforms.Batch(4, batch_fn=batch_fn)],
+            worker_count=workers,
+        )
+        batches[batch_fn] = list(loader)
+    assert len(batches[None]) == 3
+    for own, grains in zip(batches[gm.aligned_stack], batches[None], strict=True):
+        assert jax.tree.structure(own) == jax.tree.structure(grains)
+        for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(grains), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def test_aligned_stack_is_not_copied(rng: np.random.Generator) -> None:
+    from grain_mix import _place
+
+    for dtype in (np.uint8, np.float32, jnp.bfloat16):
+        x = gm.aligned_stack([rng.integers(0, 9, (7, 3)).astype(dtype) for _ in range(5)])
+        assert x.ctypes.data % 64 == 0
+        placed = _place.to_host({"x": x})["x"]
+        assert placed.unsafe_buffer_pointer() == x.ctypes.data

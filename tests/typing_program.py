@@ -15,6 +15,7 @@ from grain_mix import (
     MixUpBatch,
     PairedSampler,
     RecordSeed,
+    aligned_stack,
     cutmix,
     mixup,
 )
@@ -46,7 +47,7 @@ loader = grain.DataLoader(
     data_source=Records(),
     sampler=paired,
     shard_options=grain.sharding.NoSharding(),
-    operations=[RecordSeed(), grain.transforms.Batch(4)],
+    operations=[RecordSeed(), grain.transforms.Batch(4, batch_fn=aligned_stack)],
     worker_count=0,
 )
 dataset = LoaderDataset(loader).map(mix_batch)

@@ -1,0 +1,165 @@
+"""The two formulas, which are one: each pixel is its own record's, its partner's, or a blend.
+
+MixUp   λ·x + (1-λ)·x_partner                    https://arxiv.org/abs/1710.09412
+CutMix  x_partner inside the box, x outside      https://arxiv.org/abs/1905.04899
+
+`blend` is the only place where a platform gets a program of its own. Each gives the same bits.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grain_mix import _weigh, _words
+from grain_mix._swap import can_be_product, swap, swap_by_product
+
+LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
+Optional = jax.Array | None
+
+
+def blend(
+    x: jax.Array,
+    lam: Optional = None,
+    box: Optional = None,
+    spatial_axes: tuple[int, ...] = (),
+    *,
+    partner: Optional = None,
+) -> jax.Array:
+    """`lam·x + (1-lam)·y` outside the box and `y` inside, where `y` are the partners of `x`.
+
+    `x` is `[B, ...]`, `lam` `float32 [B]`, `box` `int32 [B, n, 2]`. `None` for `lam` means 1, for
+    `box` no box, and for `partner` that records 2k and 2k+1 are partners.
+    """
+    if len(x) == 1:
+        return x  # its own partner; weights that add up to 1 could still round
+    rows = functools.partial(in_rows, spatial_axes)
+    if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
+        return rows(x, lam, box, partner)
+    mixed: jax.Array = jax.lax.platform_dependent(
+        x,
+        lam,
+        box,
+        partner,
+        cpu=functools.partial(in_rows, spatial_axes, on_cpu=True),
+        cuda=functools.partial(in_words, spatial_axes),
+        rocm=functools.partial(in_words, spatial_axes),
+        tpu=functools.partial(in_pixels, spatial_axes),
+        default=rows,
+    )
+    return mixed
+
+
+def in_rows(
+    axes: tuple[int, ...],
+    x: jax.Array,
+    lam: Optional,
+    box: Optional,
+    partner: Optional,
+    on_cpu: bool = False,
+) -> jax.Array:
+    """With what comes after the last spatial axis merged into it.
+
+    So compilers vectorise over a whole row and not over three channels.
+    """
+    own, width = _as_rows(axes, x, box)
+    other = _partners(own, partner)
+    mixed = own
+    if lam is not None:
+        mixed = _weigh.weighted_mean(own, other, _along(lam, own), in_16_bits=on_cpu)
+    if box is not None:
+        masks = _inside(box, axes, own.shape, width)
+        if own.dtype in (jnp.uint8, jnp.int8):
+            masks = [_as_bits(mask, own.dtype) for mask in masks]
+        if on_cpu:
+            # Workaround for JAX 0.7 to 0.12: XLA's CPU compiler would repeat the comparison for
+            # each pixel of the image, which takes longer than the rest.
+            masks = [jax.lax.optimization_barrier(mask) for mask in masks]
+        mixed = _weigh.choose(functools.reduce(jnp.bitwise_and, masks), mixed, other)
+    return mixed.reshape(x.shape)
+
+
+def in_pixels(
+    axes: tuple[int, ...], x: jax.Array, lam: Optional, box: Optional, partner: Optional
+) -> jax.Array:
+    """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
+    use_product = partner is None and can_be_product(x)
+    other = swap_by_product(x) if use_product else _partners(x, partner)
+    mixed = x if lam is None else _weigh.weighted_mean(x, other, _along(lam, x))
+    if box is not None:
+        # One mask after another, or a map of all pixels would be kept for their conjunction.
+        chosen = other
+        for mask in _inside(box, axes, x.shape, 1):
+            chosen = _weigh.choose(mask, mixed, chosen)
+        mixed = chosen
+    return mixed
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def in_words(
+    axes: tuple[int, ...], x: jax.Array, lam: Optional, box: Optional, partner: Optional
+) -> jax.Array:
+    """In words of 32 bits, for GPUs, where rows of narrow dtypes are whole words."""
+    rows, width = _as_rows(axes, x, box)
+    if not _words.can_pack(rows):
+        return in_rows(axes, x, lam, box, partner)
+    own = _words.pack(rows)
+    other = _partners(own, partner)
+    mixed = own
+    if lam is not None:
+        mixed = _words.weighted_mean(own, other, _along(lam, own), x.dtype)
+    if box is not None:
+        entry = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        masks = [
+            _as_bits(mask, jnp.uint32)
+            if mask.shape[-1] == 1
+            else _words.pack(_as_bits(mask, entry))
+            for mask in _inside(box, axes, rows.shape, width)
+        ]
+        mixed = _weigh.choose(functools.reduce(jnp.bitwise_and, masks), mixed, other)
+    return _words.unpack(mixed, x.dtype).reshape(x.shape)
+
+
+@in_words.defjvp
+def _tangents(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    _, tangent = jax.jvp(functools.partial(in_rows, axes), primals, tangents)
+    return in_words(axes, *primals), tangent
+
+
+def _partners(x: jax.Array, partner: Optional) -> jax.Array:
+    return swap(x) if partner is None else x[partner]
+
+
+def _along(lam: jax.Array, x: jax.Array) -> jax.Array:
+    """`[B, 1, ...]`, to broadcast against `x`."""
+    return lam.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _as_rows(axes: tuple[int, ...], x: jax.Array, box: Optional) -> tuple[jax.Array, int]:
+    """`x` with merged axes, and how many entries of a row make up one pixel."""
+    last = max(axes) if box is not None else 1
+    merged = last if box is None or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
+    rows = x.reshape(*x.shape[:merged], math.prod(x.shape[merged:]))
+    return rows, rows.shape[last] // x.shape[last]
+
+
+def _inside(
+    box: jax.Array, axes: tuple[int, ...], shape: tuple[int, ...], width: int
+) -> list[jax.Array]:
+    """For each spatial axis a mask `bool [B, 1, ..., length, ..., 1]`: start ≤ position < stop."""
+    masks = []
+    for k, axis in enumerate(axes):
+        bounds = box[:, k] * (width if axis == max(axes) else 1)
+        start, stop = (bound.reshape(-1, *[1] * (len(shape) - 1)) for bound in bounds.T)
+        line = [length if i == axis else 1 for i, length in enumerate(shape)]
+        position = jax.lax.broadcasted_iota(jnp.int32, line, axis)
+        masks.append((start <= position) & (position < stop))
+    return masks
+
+
+def _as_bits(mask: jax.Array, dtype: Any) -> jax.Array:
+    """All bits set where the mask is true, else none."""
+    return jnp.where(mask, np.array(-1).astype(dtype), np.array(0, dtype))

@@ -1,0 +1,78 @@
+"""Who is whose partner, and each record replaced by its partner."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Above this the product of `swap_by_product` has more arithmetic than a TPU does in the time that
+# the bytes take.
+LARGEST_PRODUCT = 512
+
+
+def partners(batch_size: int) -> np.ndarray:
+    """Records 2k and 2k+1 are partners; a last one without a neighbour takes the one before."""
+    index = np.arange(batch_size, dtype=np.int32)
+    return np.where((index ^ 1) < batch_size, index ^ 1, np.maximum(index - 1, 0))
+
+
+def swap(x: jax.Array) -> jax.Array:
+    """`x[partners(len(x))]`, each record replaced by its partner."""
+    if len(x) % 2:
+        return x[partners(len(x))]
+    # A reshape rather than a gather: nothing moves between devices when axis 0 is sharded.
+    return x.reshape(len(x) // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+
+def can_be_product(x: jax.Array) -> bool:
+    """Whether `swap_by_product` may be used: where all of `x` is known to lie on one device.
+
+    Otherwise the product would need records of other devices. Inside `shard_map` it is known;
+    under a plain `jit` it is not.
+    """
+    return jax.sharding.get_abstract_mesh().are_all_axes_manual and len(x) <= LARGEST_PRODUCT
+
+
+@jax.custom_jvp
+def swap_by_product(x: jax.Array) -> jax.Array:
+    """`swap(x)` as a product with a permutation matrix, for TPUs.
+
+    TPUs keep the batch on the lanes of their vectors, and to reverse pairs of lanes they go
+    through memory. Their matrix unit swaps on the way. The product takes the bits of `x` as whole
+    numbers, since with floats 0·inf would be NaN. It is exact: a sum has one term that is not 0,
+    and each factor fits the precision that is asked for.
+    """
+    size = x.dtype.itemsize
+    unsigned = jnp.dtype(f"uint{8 * size}")
+    is_bool = x.dtype == jnp.bool_
+    bits = x.astype(unsigned) if is_bool else jax.lax.bitcast_convert_type(x, unsigned)
+    if size == 1:
+        swapped = _product(bits, jnp.bfloat16, None)
+    elif size == 2:
+        swapped = _product(bits, jnp.float32, jax.lax.Precision.HIGH)  # two factors of 8 bits
+    else:
+        low = _product(bits & 255, jnp.bfloat16, None)
+        high = _product(bits >> 8, jnp.float32, jax.lax.Precision.HIGHEST)  # three
+        swapped = high << 8 | low
+    swapped = swapped.astype(unsigned)
+    return swapped.astype(x.dtype) if is_bool else jax.lax.bitcast_convert_type(swapped, x.dtype)
+
+
+@swap_by_product.defjvp
+def _swap_tangents(primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    return swap_by_product(x), swap(dx)
+
+
+def _product(numbers: jax.Array, dtype: Any, precision: Any) -> jax.Array:
+    """Whole numbers below 2²⁴, swapped, as `uint32`."""
+    matrix = jnp.asarray(np.eye(len(numbers), dtype=np.float32)[partners(len(numbers))], dtype)
+    swapped = jax.lax.dot_general(
+        matrix,
+        numbers.astype(jnp.int32).astype(dtype),
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return swapped.astype(jnp.int32).astype(jnp.uint32)

@@ -1,0 +1,156 @@
+"""Each platform's own program gives the same bits. All of them run here, on the CPU."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from reference import mixup_one
+
+from grain_mix import _formula, _swap
+
+DTYPES = [
+    *("uint8", "int8", "uint16", "int16", "uint32", "int32"),
+    *("float16", "bfloat16", "float32"),
+]
+SHAPES = {  # of a batch, and the axes of its box
+    "whole words": ((8, 6, 8, 3), (1, 2)),
+    "odd rows": ((6, 5, 7, 3), (1, 2)),
+    "one channel": ((4, 5, 9, 1), (2, 1)),
+    "channels first": ((2, 3, 5, 4), (2, 3)),
+    "an odd batch": ((5, 4, 4, 4), (1, 2)),
+    "along rows": ((4, 12), (1,)),
+    "rows that are not the last axis": ((4, 3, 5, 4), (1,)),
+    "volumes": ((4, 3, 4, 5, 2), (1, 2, 3)),
+}
+
+
+def random_batch(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """All bits are random, so that floats are NaN and infinite too.
+
+    Only products below float32's smallest normal number are avoided: compilers that fuse a product
+    into a sum keep them, others make them 0.
+    """
+    bits = rng.integers(0, 256, (*shape, jnp.dtype(dtype).itemsize), np.uint8)
+    values = bits.view(jnp.dtype(dtype))[..., 0]
+    if dtype in ("bfloat16", "float32"):
+        with np.errstate(invalid="ignore"):
+            values[np.abs(values.astype(np.float32)) < 2.0**-100] = 0
+    return jnp.asarray(values)
+
+
+def bits(x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    return array.view(f"uint{8 * array.dtype.itemsize}")
+
+
+def on_one_device(function: Any) -> Any:
+    """Runs inside `shard_map`, where a batch is known to lie on one device."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+    everything = PartitionSpec("data")
+    return jax.shard_map(function, mesh=mesh, in_specs=everything, out_specs=everything)
+
+
+PATHS = {
+    "rows": _formula.in_rows,
+    "rows on CPUs": functools.partial(_formula.in_rows, on_cpu=True),
+    "words": _formula.in_words,
+    "pixels": _formula.in_pixels,
+    "pixels by product": None,
+}
+
+
+def run(path: str, axes: tuple[int, ...], *arguments: Any) -> jax.Array:
+    function = PATHS[path]
+    if function is not None:
+        return jax.jit(functools.partial(function, axes))(*arguments)
+    return jax.jit(on_one_device(functools.partial(_formula.in_pixels, axes)))(*arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Generator) -> None:
+    sizes, axes = SHAPES[shape]
+    x = random_batch(rng, sizes, dtype)
+    lam = rng.integers(0, 2**24 + 1, sizes[0]).astype(np.float32) / 2**24
+    lam[:2] = 1, 0
+    lengths = np.array([sizes[axis] for axis in axes])
+    box = np.sort(rng.integers(0, lengths[:, None] + 1, (sizes[0], len(axes), 2)), axis=-1)
+    box = box.astype(np.int32)
+    for arguments in ((lam, None, None), (None, box, None), (lam, box, None)):
+        expected = bits(run("rows", axes, x, *arguments))
+        for path in PATHS:
+            mixed = bits(run(path, axes, x, *arguments))
+            same = mixed == expected
+            if jnp.issubdtype(x.dtype, jnp.floating) and arguments[0] is not None:
+                # A NaN that is computed may have any payload.
+                with np.errstate(invalid="ignore"):  # NumPy's, for NaNs that signal
+                    same |= np.isnan(mixed.view(x.dtype)) & np.isnan(expected.view(x.dtype))
+            assert same.all(), (path, mixed[~same], expected[~same])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_bytes_on_all_paths(path: str, rng: np.random.Generator) -> None:
+    """Against a loop of 64-bit integers, for λ at the ends, at ties and anywhere."""
+    x = np.stack(np.meshgrid(np.arange(256), np.arange(256))).reshape(2, -1).astype(np.uint8)
+    for lam in (0, 1 / 2**24, 1 / 256, 0.5, 1 - 1 / 2**24, 1, *rng.random(3)):
+        weights = np.rint(np.array([lam, lam]) * 2**24).astype(np.float32) / np.float32(2**24)
+        mixed = run(path, (), jnp.asarray(x), weights, None, None)
+        for own in (0, 1):
+            expected = mixup_one(x[own], x[1 - own], weights[own])
+            np.testing.assert_array_equal(mixed[own], expected)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 128])
+@pytest.mark.parametrize("dtype", [*DTYPES, "bool"])
+def test_swap_by_product_is_exact(dtype: str, size: int, rng: np.random.Generator) -> None:
+    x = random_batch(rng, (size, 7, 3), "uint8" if dtype == "bool" else dtype)
+    x = x < 128 if dtype == "bool" else x
+    swapped = _swap.swap_by_product(x)
+    assert swapped.dtype == x.dtype
+    np.testing.assert_array_equal(bits(swapped), bits(x)[_swap.partners(size)])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_on_all_paths(path: str, dtype: str, rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.normal(size=(4, 4, 4, 2)), dtype)
+    lam = jnp.asarray([0.25, 0.5, 0.75, 0.625], jnp.float32)
+    start = rng.integers(0, 3, (4, 2))
+    box = jnp.asarray(np.stack([start, start + 2], axis=-1), jnp.int32)
+
+    def loss(x: jax.Array, lam: jax.Array, path: str) -> jax.Array:
+        return (run(path, (1, 2), x, lam, box, None).astype(jnp.float32) ** 2).sum()
+
+    to_x, to_lam = jax.grad(loss, (0, 1))(x, lam, path)
+    expected_x, expected_lam = jax.grad(loss, (0, 1))(x, lam, "rows")
+    np.testing.assert_allclose(*(np.float32(z) for z in (to_x, expected_x)), rtol=1e-2)
+    np.testing.assert_allclose(to_lam, expected_lam, rtol=1e-2)
+
+
+def test_each_platform_gets_its_own_program() -> None:
+    struct = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8)
+    lam = jax.ShapeDtypeStruct((8,), jnp.float32)
+    programs = {}
+    for platform in ("cpu", "cuda", "rocm", "tpu"):
+        for name, surround in (("jit", lambda f: f), ("shard_map", on_one_device)):
+            traced = jax.jit(surround(_formula.blend)).trace(struct, lam)
+            program = traced.lower(lowering_platforms=(platform,)).as_text()
+            words, pairs = "x192xui32>", "x768xi16>"  # in a record of 768 bytes
+            programs[platform, name] = (
+                "words" if words in program else "pairs" if pairs in program else "pixels",
+                "dot_general" in program,
+            )
+    assert programs == {
+        ("cpu", "jit"): ("pairs", False),
+        ("cpu", "shard_map"): ("pairs", False),
+        ("cuda", "jit"): ("words", False),
+        ("cuda", "shard_map"): ("words", False),
+        ("rocm", "jit"): ("words", False),
+        ("rocm", "shard_map"): ("words", False),
+        ("tpu", "jit"): ("pixels", False),  # where records may lie on several devices
+        ("tpu", "shard_map"): ("pixels", True),
+    }
