@@ -15,6 +15,7 @@ The modules, in the order in which a batch meets them:
 - `_weigh`, `_words`: exact weighted means, for every dtype; in words of 32 bits for GPUs
 - `_blend`: the two formulas as public functions
 - `_axes`: which axes of an image a box spans
+- `_stack`: memory on the host that XLA shares
 - `_place`: on the host, or over the devices of a sharding
 - `_calls`: what surrounds each call into JAX
 - `_errors`: how an error reads
@@ -23,9 +24,9 @@ The modules, in the order in which a batch meets them:
 from grain_mix._blend import cutmix, mixup
 from grain_mix._draw import Draw
 from grain_mix._loader import LoaderDataset
-from grain_mix._place import aligned_stack
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
+from grain_mix._stack import aligned_stack
 from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch
 from grain_mix._version import __version__
 

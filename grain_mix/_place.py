@@ -1,8 +1,7 @@
 """Where mixing runs, and where its result is: on the host, or on the devices of this process."""
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from jax.typing import ArrayLike
 
 from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, quote
+from grain_mix._stack import ALIGNMENT, aligned_empty
 
-ALIGNMENT = 64
 SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
 
 
@@ -47,57 +46,14 @@ def to_host(fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def _aligned(x: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy, in memory that begins at a multiple of 64 bytes.
-
-    Workaround for JAX 0.7 to 0.12: NumPy's arrays begin 16 bytes after one, and XLA would copy them
-    into fresh small pages. For a large `float32` batch that takes four times as long as this copy
-    into NumPy's memory, of huge pages.
-    """
+    """The array itself, or a copy, in memory that XLA shares."""
     # Without jit, what comes back unmixed would be the caller's own memory.
     shared = not jax.config.values["jax_disable_jit"]
     if shared and x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
         return x
-    copy = _aligned_empty(x.shape, x.dtype)
+    copy = aligned_empty(x.shape, x.dtype)
     copy[...] = x
     return copy
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    aligned: np.ndarray = memory[start : start + size].view(dtype).reshape(shape)
-    return aligned
-
-
-def aligned_stack(records: Sequence[Any]) -> Any:
-    """Stacks records into memory that XLA can share: a `batch_fn` for `grain.transforms.Batch`.
-
-    Mixing on the host copies each batch to such memory first, unless it is there already. So this
-    saves a copy of the batch; the values are those of Grain's own `batch_fn`.
-
-    Args:
-        records: dicts, tuples or other trees of arrays and numbers, all of the same structure.
-
-    Returns:
-        The same structure. Each leaf is a NumPy array `[B, ...]` that begins at a multiple of 64
-        bytes.
-
-    >>> import grain
-    >>> batch = grain.transforms.Batch(128, drop_remainder=True, batch_fn=aligned_stack)
-    >>> aligned_stack([{"label": 3}, {"label": 5}])
-    {'label': array([3, 5])}
-    """
-    return jax.tree.map(lambda *leaves: _stack_leaves(leaves), *records)
-
-
-def _stack_leaves(leaves: Sequence[Any]) -> np.ndarray:
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    first = arrays[0]
-    numbers = first.dtype.kind in "biufcV" and not first.dtype.hasobject
-    if not numbers or any(x.dtype != first.dtype for x in arrays):
-        return np.stack(arrays)
-    return np.stack(arrays, out=_aligned_empty((len(arrays), *first.shape), first.dtype))
 
 
 @functools.cache

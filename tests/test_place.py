@@ -411,7 +411,7 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_aligned_stack_is_grains_own_batch(workers: int, rng: np.random.Generator) -> None:
+def test_aligned_stack_makes_grains_own_batch(workers: int, rng: np.random.Generator) -> None:
     """In Grain's loader, with nested records, text, and dtypes that NumPy does not know."""
     source = [
         {
@@ -431,9 +431,9 @@ def test_aligned_stack_is_grains_own_batch(workers: int, rng: np.random.Generato
             operations=[grain.transforms.Batch(4, batch_fn=batch_fn)],
             worker_count=workers,
         )
-        batches[batch_fn] = list(loader)
-    assert len(batches[None]) == 3
-    for own, grains in zip(batches[gm.aligned_stack], batches[None], strict=True):
+        batches[batch_fn is None] = list(loader)
+    assert len(batches[True]) == 3
+    for own, grains in zip(batches[False], batches[True], strict=True):
         assert jax.tree.structure(own) == jax.tree.structure(grains)
         for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(grains), strict=True):
             assert x.dtype == y.dtype
