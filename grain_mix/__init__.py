@@ -9,7 +9,8 @@ The modules, in the order in which a batch meets them:
 - `_options`: the parameters of a transform, checked when it is made
 - `_fields`: finding and replacing the fields of a batch
 - `_draw`: from seeds to λ, partner and box
-- `_parts`: images, label maps, labels: each checks its fields and mixes them
+- `_parts`, `_labels`, `_boxes`: images and label maps, labels and pairs, boxes and instance masks:
+  each checks its fields and mixes them
 - `_formula`: the two formulas, as one, in the form that each platform runs best
 - `_swap`: partners, and each record replaced by its partner
 - `_weigh`, `_words`: exact weighted means, for every dtype; in words of 32 bits for GPUs

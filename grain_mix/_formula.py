@@ -36,6 +36,8 @@ def blend(
     """
     if len(x) == 1:
         return x  # its own partner; weights that add up to 1 could still round
+    if x.ndim == 1:
+        return blend(x[:, None], lam, box, spatial_axes, partner=partner)[:, 0]
     rows = functools.partial(in_rows, spatial_axes)
     if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
         return rows(x, lam, box, partner)

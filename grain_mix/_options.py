@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from grain_mix._axes import as_axes
+from grain_mix._boxes import FORMATS
 from grain_mix._draw import ONE
 from grain_mix._errors import did_you_mean, fail, is_int, kind, name, quote
 from grain_mix._place import check_sharding
@@ -35,14 +36,21 @@ def option(where: str, field: str, value: Any) -> Any:
         fail(ValueError, where, came, f"one of {MODES}", fix)
     if field == "sparse_labels" and not isinstance(value, bool):
         fail(TypeError, where, came, "True or False", "pass one of them")
-    if field == "image_key":
-        _image_key(where, value)
-    elif field == "seed_key":
-        name(where, field, value)
-    elif value is None:  # of the fields that follow, which may all be left out
+    if field == "min_visible":
+        return _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.1")
+    if field == "image_key" or field in ("pair_keys", "box_keys"):
+        return _keys(where, field, value)
+    if field == "seed_key":
+        return _key(where, field, value)
+    if value is None:  # of the fields that follow, which may all be left out
         return None
-    elif field.endswith("_key"):
-        name(where, field, value)
+    if field in ("label_key", "mask_key"):
+        return _keys(where, field, value)
+    if field.endswith("_key"):
+        return _key(where, field, value)
+    if field == "box_format" and not (isinstance(value, str) and value in FORMATS):
+        fix = f"{did_you_mean(value, FORMATS)}TFDS has 'rel_yxyx', COCO's boxes are no corners"
+        fail(ValueError, where, came, f"one of {FORMATS}", fix)
     elif field.endswith("minmax"):
         return _minmax(where, came, value)
     elif field == "num_classes":
@@ -86,7 +94,12 @@ def _minmax(where: str, came: str, value: Any) -> tuple[float, float]:
     return lo, hi
 
 
-def _num_classes(where: str, came: str, value: Any) -> int:
+def _num_classes(where: str, came: str, value: Any) -> int | tuple[int | None, ...]:
+    if isinstance(value, tuple) and value:
+        for entry in value:
+            if entry is not None:
+                _num_classes(where, came, None if isinstance(entry, tuple) else entry)
+        return tuple(None if entry is None else int(entry) for entry in value)
     if not (is_int(value) and 0 < value < 2**31):
         fix = "pass the number of classes, or None if labels are [B, K] already"
         error = ValueError if is_int(value) else TypeError
@@ -94,16 +107,47 @@ def _num_classes(where: str, came: str, value: Any) -> int:
     return int(value)
 
 
-def _image_key(where: str, value: Any) -> None:
+def _keys(where: str, field: str, value: Any) -> Any:
     keys = value if isinstance(value, tuple) else (value,)
-    if not keys:
-        expected, fix = "at least one name", "pass image_key='image'"
-        fail(ValueError, where, "image_key=()", expected, fix)
-    for key in keys:
-        name(where, "image_key", key)
+    if not keys and field.endswith("_key"):
+        fix = f"pass {field}='{field[:-4]}'"
+        fix += "" if field == "image_key" else ", or None"
+        fail(ValueError, where, f"{field}=()", "at least one name", fix)
+    if not isinstance(value, tuple) and field.endswith("_keys"):
+        fix = f"pass a tuple like ({value!r},)" if isinstance(value, str | int) else "pass ('id',)"
+        fail(TypeError, where, f"{field}={quote(value)}", "a tuple of names", fix)
+    checked = tuple(_key(where, field, key) for key in keys)
+    return checked if isinstance(value, tuple) else checked[0]
 
 
-def check_labels(where: str, sparse_labels: bool, label_smoothing: float, label_key: Any) -> None:
+def _key(where: str, field: str, value: Any) -> Any:
+    """Checks that a value is a field's name, or its position in a tuple."""
+    if is_int(value):
+        return int(value)
+    name(where, field, value)
+    return value
+
+
+def as_tuple(keys: Any) -> tuple[str, ...]:
+    """The names that a `..._key` or `..._keys` gives, as strings."""
+    if keys is None:
+        return ()
+    return tuple(map(str, keys)) if isinstance(keys, tuple) else (str(keys),)
+
+
+def classes_of(label_key: Any, num_classes: Any) -> tuple[int | None, ...]:
+    """`num_classes` for each label."""
+    count = len(as_tuple(label_key))
+    return num_classes if isinstance(num_classes, tuple) else (num_classes,) * count
+
+
+def check_labels(
+    where: str,
+    sparse_labels: bool,
+    label_smoothing: float,
+    label_key: Any,
+    num_classes: Any,
+) -> None:
     """Checks that the options of labels go together."""
     came = "sparse_labels=True"
     if sparse_labels and label_smoothing:
@@ -112,6 +156,21 @@ def check_labels(where: str, sparse_labels: bool, label_smoothing: float, label_
     if sparse_labels and label_key is None:
         came += " with label_key=None"
         fail(ValueError, where, came, "labels", "name the label field, or drop sparse_labels")
+    if isinstance(num_classes, tuple) and len(num_classes) != len(as_tuple(label_key)):
+        came = f"num_classes={num_classes} for label_key={label_key!r}"
+        fix = "pass None for a label that is no class id, or one int for all"
+        fail(ValueError, where, came, "one entry for each label", fix)
+
+
+def check_boxes(where: str, boxes_key: Any, box_format: Any, box_keys: Any) -> None:
+    """Checks that the options of boxes go together."""
+    if boxes_key is None and (box_format is not None or box_keys):
+        came = "box_format or box_keys without boxes_key"
+        fail(ValueError, where, came, "boxes", "name the field of boxes as boxes_key")
+    if boxes_key is not None and box_format is None:
+        fix = "pass 'rel_yxyx' for boxes of TFDS, and 'xyxy' for [x, y, x, y] in pixels"
+        came = f"boxes_key={boxes_key!r} without box_format"
+        fail(ValueError, where, came, f"one of {FORMATS}", fix)
 
 
 def check_names(where: str, names: list[tuple[str, str]]) -> None:

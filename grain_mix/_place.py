@@ -86,11 +86,9 @@ def slices_by_process(sharding: Sharding) -> dict[int, int]:
     return {process: len(own) for process, own in starts.items()}
 
 
-def to_devices(sharding: Sharding, fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Sends each device its part of a process-local batch, without waiting."""
-    batch_axis = NamedSharding(local_mesh(sharding), PartitionSpec(SLICES))
-    placed = jax.device_put([*fields.values()], batch_axis)
-    return dict(zip(fields, placed, strict=True))
+def to_devices(sharding: Sharding, batch: Any) -> Any:
+    """Sends each device its part of a process-local tree of arrays, without waiting."""
+    return jax.device_put(batch, NamedSharding(local_mesh(sharding), PartitionSpec(SLICES)))
 
 
 def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import grain
 import numpy as np
 
 from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, name, quote
+from grain_mix._fields import Key, get, leaves, locate, show
 from grain_mix._options import explains_mistakes
 
 EQUAL_SEEDS = (
@@ -43,19 +44,20 @@ class RecordSeed(grain.transforms.RandomMap):
 
     Args:
         seed_key: name of the field to add, a `uint32` scalar. The transform after `Batch` removes
-            it.
+            it. To a record that is a tuple, the seed is added as its last element.
         id_key: name of a field, or a tuple of names, that tells records apart, such as an index or
-            a file name. The seed is then a hash of `seed` and these values, the same on every
-            platform, and depends on nothing else. The values are `int`, `str`, `bytes`, or arrays
-            of these; an integer counts by its value, whatever its dtype. Name a field with the
-            epoch too, or every epoch mixes alike.
+            a file name. A path `"meta/index"` leads into nested dicts, an int into a tuple. The
+            seed is then a hash of `seed` and these values, the same on every platform, and depends
+            on nothing else. The values are `int`, `str`, `bytes`, or arrays of these; an integer
+            counts by its value, whatever its dtype. Name a field with the epoch too, or every
+            epoch mixes alike.
         seed: the seed of the run, an int ≥ 0. Runs with different ones share no draws, with and
             without `id_key`. 0 takes Grain's generator as it is.
 
     Raises:
         ValueError: the record has no generator, and there is no `id_key`.
         KeyError: the record already has a field `seed_key`, or has no field `id_key`.
-        TypeError: the record is not a dict, or an id is of another type.
+        TypeError: the record is no dict or tuple, or an id is of another type.
 
     >>> record = {"image": np.zeros((32, 32, 3), np.uint8), "label": 7, "index": 3}
     >>> RecordSeed().random_map(record, np.random.default_rng(0))["mix_seed"].dtype
@@ -66,7 +68,7 @@ class RecordSeed(grain.transforms.RandomMap):
 
     seed_key: str = "mix_seed"
     _: dataclasses.KW_ONLY
-    id_key: str | tuple[str, ...] | None = None
+    id_key: Key | tuple[Key, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +80,8 @@ class RecordSeed(grain.transforms.RandomMap):
             fix = "pass id_key='index' or the like, or None for Grain's generator"
             fail(ValueError, where, "id_key=()", "at least one name", fix)
         for key in self._id_keys:
-            name(where, "id_key", key)
+            if not is_int(key):
+                name(where, "id_key", key)
         if self.seed_key in self._id_keys:
             came = f"{self.seed_key!r} named twice, by seed_key and id_key"
             fail(ValueError, where, came, "different fields", "rename one")
@@ -88,32 +91,38 @@ class RecordSeed(grain.transforms.RandomMap):
         object.__setattr__(self, "seed", int(self.seed))
 
     @property
-    def _id_keys(self) -> tuple[str, ...]:
+    def _id_keys(self) -> tuple[Key, ...]:
         if self.id_key is None:
             return ()
         return self.id_key if isinstance(self.id_key, tuple) else (self.id_key,)
 
-    def random_map(self, element: Any, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Returns the record with `element[seed_key]`, a `uint32` scalar, added."""
+    def random_map(self, element: Any, rng: np.random.Generator | None = None) -> Any:
+        """Returns the record with its seed, a `uint32` scalar, added."""
         where = "RecordSeed"
+        if isinstance(element, tuple):
+            return (*element, self._seed_of(element, rng))
         if not isinstance(element, dict):
             fix = 'make it one first, like {"image": image, "label": label}'
-            fail(TypeError, where, f"a record that is {kind(element)}", "a dict", fix)
+            fail(TypeError, where, f"a record that is {kind(element)}", "a dict or a tuple", fix)
         if self.seed_key in element:
             fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
             came = f"{self.seed_key!r} is taken in a record with {sorted(map(str, element))}"
             fail(KeyError, where, came, "a free name", fix)
         return {**element, self.seed_key: self._seed_of(element, rng)}
 
-    def _seed_of(self, record: dict[str, Any], rng: np.random.Generator | None) -> np.uint32:
+    def _seed_of(self, record: Any, rng: np.random.Generator | None) -> np.uint32:
         where = "RecordSeed"
         if self.id_key is not None:
+            ids = []
             for key in self._id_keys:
-                if key not in record:
-                    came = f"no field {key!r} among {sorted(map(str, record))}"
-                    fix = f"{did_you_mean(key, record)}pass the name as id_key"
+                path = locate(record, key)
+                if path is None:
+                    names = sorted(show(path) for path in leaves(record))
+                    came = f"no field {key!r} among {names}"
+                    fix = f"{did_you_mean(key, names)}pass the name as id_key"
                     fail(KeyError, where, came, f"a field {key!r} in the record", fix)
-            return _hash(self.seed, *(_encode(key, record[key]) for key in self._id_keys))
+                ids.append(_encode(str(key), get(record, path)))
+            return _hash(self.seed, *ids)
         if not isinstance(rng, np.random.Generator):
             fix = (
                 "give the sampler a seed, like IndexSampler(..., seed=0); after a FlatMap use "
@@ -127,12 +136,12 @@ class RecordSeed(grain.transforms.RandomMap):
         drawn = rng.integers(2**32, dtype=np.uint32)
         return _hash(self.seed, _encode("", drawn)) if self.seed else drawn
 
-    def output_spec(self, input_spec: Mapping[str, Any]) -> dict[str, Any]:
+    def output_spec(self, input_spec: Any) -> Any:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`."""
-        return {
-            **input_spec,
-            self.seed_key: grain.experimental.ShapeDtypeStruct((), np.dtype(np.uint32)),
-        }
+        seed = grain.experimental.ShapeDtypeStruct((), np.dtype(np.uint32))
+        if isinstance(input_spec, tuple):
+            return (*input_spec, seed)
+        return {**input_spec, self.seed_key: seed}
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""

@@ -14,9 +14,12 @@ from jax.typing import ArrayLike
 
 from grain_mix import _draw, _fields, _options, _place
 from grain_mix._axes import axes_of
+from grain_mix._boxes import Boxes
 from grain_mix._calls import into_jax
 from grain_mix._errors import describe, fail, is_array, is_int, quote
-from grain_mix._parts import Images, LabelMaps, Part, SoftLabels, SparseLabels
+from grain_mix._fields import Key
+from grain_mix._labels import Pairs, SoftLabels, SparseLabels
+from grain_mix._parts import Images, LabelMaps, Part
 from grain_mix._seed import warn_of_equal_seeds
 
 T = TypeVar("T")
@@ -26,27 +29,37 @@ T = TypeVar("T")
 class MixedBatch(grain.transforms.Map, abc.ABC):
     """What the transforms share: everything except what is drawn."""
 
-    num_classes: int | None = None
+    num_classes: int | tuple[int | None, ...] | None = None
     label_smoothing: float = 0.0
     sparse_labels: bool = False
     prob: float = 1.0
     mode: str = "elem"
-    image_key: str | tuple[str, ...] = "image"
-    label_key: str | None = "label"
-    seed_key: str = "mix_seed"
-    valid_key: str | None = None
+    image_key: Key | tuple[Key, ...] = "image"
+    label_key: Key | tuple[Key, ...] | None = "label"
+    pair_keys: tuple[Key, ...] = ()
+    mask_key: Key | tuple[Key, ...] | None = None
+    boxes_key: Key | None = None
+    box_format: str | None = None
+    box_keys: tuple[Key, ...] = ()
+    min_visible: float = 0.1
+    seed_key: Key = "mix_seed"
+    valid_key: Key | None = None
     sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         where = type(self).__name__
         for field, value in list(vars(self).items()):
             object.__setattr__(self, field, _options.option(where, field, value))
-        _options.check_labels(where, self.sparse_labels, self.label_smoothing, self.label_key)
+        _options.check_labels(
+            where, self.sparse_labels, self.label_smoothing, self.label_key, self.num_classes
+        )
+        _options.check_boxes(where, self.boxes_key, self.box_format, self.box_keys)
         names = [(part.option, key) for part in self._parts for key in part.keys]
-        names += [("seed_key", self.seed_key)]
-        names += [("valid_key", self.valid_key)] if self.valid_key is not None else []
-        names += [("sparse_labels", key) for part in self._parts for key in part.adds]
+        names += [("seed_key", str(self.seed_key))]
+        names += [("valid_key", str(self.valid_key))] if self.valid_key is not None else []
         _options.check_names(where, names)
+        added = {key: part.option for part in self._parts for key in part.adds}
+        _options.check_names(where, names + [(option, key) for key, option in added.items()])
 
     @property
     @abc.abstractmethod
@@ -61,29 +74,37 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
     @property
     def _parts(self) -> tuple[Part, ...]:
         """What is mixed: the only place to add a new kind of field."""
-        keys = (self.image_key,) if isinstance(self.image_key, str) else self.image_key
-        parts: list[Part] = [Images(keys, averaged=self._recipe.mixup_alpha is not None)]
-        mask_key = getattr(self, "mask_key", None)
-        if mask_key is not None:
-            parts.append(LabelMaps((mask_key,), image=keys[0]))
-        if self.label_key is not None and self.sparse_labels:
-            parts.append(SparseLabels(self.label_key, self.num_classes))
-        elif self.label_key is not None:
-            parts.append(SoftLabels(self.label_key, self.num_classes, self.label_smoothing))
+        images, blends = _options.as_tuple(self.image_key), self._recipe.mixup_alpha is not None
+        parts: list[Part] = [Images(images, averaged=blends)]
+        boxes = None if self.boxes_key is None else str(self.boxes_key)
+        if boxes is not None:
+            others = _options.as_tuple(self.box_keys)
+            parts.append(Boxes(boxes, str(self.box_format), others, images[0], self.min_visible))
+        if self.mask_key is not None:
+            parts.append(LabelMaps(_options.as_tuple(self.mask_key), images[0], boxes, blends))
+        labels = _options.as_tuple(self.label_key)
+        for key, classes in zip(labels, _options.classes_of(labels, self.num_classes), strict=True):
+            if self.sparse_labels:
+                parts.append(SparseLabels(key, classes))
+            else:
+                smooth = classes is not None or len(labels) == 1
+                parts.append(SoftLabels(key, classes, self.label_smoothing if smooth else 0.0))
+        if self.pair_keys:
+            parts.append(Pairs(_options.as_tuple(self.pair_keys)))
         return tuple(parts)
 
-    def map(self, element: Mapping[str, Any]) -> dict[str, Any]:
+    def map(self, element: Any) -> Any:
         """Mixes a batch; Grain calls this.
 
         Args:
-            element: the fields of a batch, each a NumPy array `[B, ...]`; with a `sharding`, the
-                process's own part of the batch.
+            element: a dict or tuple of fields, which may be nested, each a NumPy array `[B, ...]`;
+                with a `sharding`, the process's own part of the batch.
 
         Returns:
-            A new dict: images and label maps mixed, labels soft, the seeds removed, every other
-            field as it came. Without a `sharding`, new arrays are read-only views of JAX's memory.
-            With one, all are global `jax.Array`s. Their devices may still be reading the batch that
-            came in, so write to its arrays only when the result is ready.
+            The same, but new: images and label maps mixed, labels soft, the seeds removed, every
+            other field as it came. Without a `sharding`, new arrays are read-only views of JAX's
+            memory. With one, all are global `jax.Array`s. Their devices may still be reading the
+            batch that came in, so write to its arrays only when the result is ready.
         """
         where = type(self).__name__
         fields = self._checked(element)
@@ -93,48 +114,78 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                 fix = "call mix inside jit, grad, vmap and shard_map; it does the same"
                 fail(TypeError, where, came, "arrays with values", fix)
         arrays = {key: np.asarray(value) for key, value in fields.items()}
-        valid = None if self.valid_key is None else arrays[self.valid_key]
-        warn_of_equal_seeds(arrays[self.seed_key], valid)
+        valid = None if self.valid_key is None else arrays[str(self.valid_key)]
+        warn_of_equal_seeds(arrays[str(self.seed_key)], valid)
         with into_jax():
             if self.sharding is None:
                 mixed = jax.device_get(_mix(self, _place.to_host(arrays)))
-                return _fields.replace(element, [self.seed_key], mixed)
+                return _fields.replace(element, self._changes(element, mixed))
             return self._map_to_devices(self.sharding, element, arrays)
 
-    def _map_to_devices(
-        self, sharding: Sharding, batch: Mapping[str, Any], fields: dict[str, np.ndarray]
-    ) -> dict[str, Any]:
-        where, mesh = type(self).__name__, _place.local_mesh(sharding)
-        seeds = fields[self.seed_key]
+    def _map_to_devices(self, sharding: Sharding, batch: Any, fields: dict[str, np.ndarray]) -> Any:
+        where, seed_key = type(self).__name__, str(self.seed_key)
+        mesh = _place.local_mesh(sharding)
+        seeds = fields[seed_key]
         _place.check_pairs(where, len(seeds), mesh.shape[_place.SLICES])
-        for key in batch:
-            if key not in fields:
-                _place.check_placeable(where, key, batch[key], len(seeds))
+        read = set(self._paths(batch).values())
+        others = {path: x for path, x in _fields.leaves(batch).items() if path not in read}
+        for path, value in others.items():
+            _place.check_placeable(where, _fields.show(path), value, len(seeds))
         if self.mode == "batch":  # whose first record is on one of the devices only
-            fields[self.seed_key] = np.full_like(seeds, seeds[0])
+            fields[seed_key] = np.full_like(seeds, seeds[0])
         # Copies, or CPU devices would share the memory that the next batch may be put into.
-        others = {key: np.array(batch[key]) for key in batch if key not in fields}
-        placed = _place.to_devices(sharding, fields | others)
-        mixed = _mix_sharded(self, mesh, {key: placed[key] for key in fields})
-        ordered = {key: placed[key] for key in batch}
-        merged = _fields.replace(ordered, [self.seed_key], mixed)
-        return {key: _place.to_global(sharding, value) for key, value in merged.items()}
+        copies = [np.array(value) for value in others.values()]
+        placed, passed = _place.to_devices(sharding, (fields, copies))
+        mixed = _mix_sharded(self, mesh, placed)
+        changes = dict(zip(others, passed, strict=True))
+        if self.valid_key is not None:
+            mixed = mixed | {str(self.valid_key): placed[str(self.valid_key)]}
+        changes |= self._changes(batch, mixed)
+        return _fields.replace(
+            batch,
+            {
+                path: x if x is _fields.DROPPED else _place.to_global(sharding, x)
+                for path, x in changes.items()
+            },
+        )
 
-    def mix(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def _paths(self, batch: Any) -> dict[str, _fields.Path | None]:
+        """Where in a batch each field is that is read, by its name."""
+        keys: dict[str, Key] = {}
+        for option in ("image", "label", "mask", "boxes", "valid"):
+            value = getattr(self, f"{option}_key")
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            keys |= {str(key): key for key in values}
+        keys |= {str(key): key for key in (*self.pair_keys, *self.box_keys)}
+        paths = {name: _fields.locate(batch, key) for name, key in keys.items()}
+        return {**paths, str(self.seed_key): _fields.locate_seed(batch, self.seed_key)}
+
+    def _changes(self, batch: Any, mixed: Mapping[str, Any]) -> dict[_fields.Path, Any]:
+        """What `_fields.replace` needs to put the mixed fields into the batch."""
+        paths = self._paths(batch)
+        changes: dict[_fields.Path, Any] = {paths[str(self.seed_key)] or (): _fields.DROPPED}
+        beside = {name: near for part in self._parts for name, near in part.adds.items()}
+        for name, value in mixed.items():
+            path = paths.get(name)
+            changes[path if path is not None else _added(batch, name, beside[name], paths)] = value
+        return changes
+
+    def mix(self, batch: Any) -> Any:
         """Does the same as a pure function of arrays, for use inside `jit` and `shard_map`.
 
         Args:
-            batch: the fields of a batch, each `[B, ...]`. Under `jit`, where values are not known,
-                class ids out of range are not noticed and become zeros. Inside `shard_map` a shard
-                is the batch: pairs, and `mode="batch"`, are the shard's own, so keep its size even.
+            batch: a dict or tuple of fields, each `[B, ...]`. Under `jit`, where values are not
+                known, class ids out of range are not noticed and become zeros. Inside `shard_map`
+                a shard is the batch: pairs, and `mode="batch"`, are the shard's own, so keep its
+                size even.
 
         Returns:
-            A new dict with the values that `map` returns, as `jax.Array`s.
+            What `map` returns, with `jax.Array`s for the fields that are mixed.
         """
         fields = self._checked(batch)
         with into_jax():
             arrays = {key: _place.as_array(value) for key, value in fields.items()}
-            return _fields.replace(batch, [self.seed_key], _mix(self, arrays))
+            return _fields.replace(batch, self._changes(batch, _mix(self, arrays)))
 
     def draw(
         self, seeds: ArrayLike, image_shape: tuple[int, ...], valid: ArrayLike | None = None
@@ -169,7 +220,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
             drawn: _draw.Draw = _draw_jitted(self, _place.as_array(seeds), real, lengths)
         return drawn
 
-    def output_spec(self, input_spec: Mapping[str, Any]) -> dict[str, Any]:
+    def output_spec(self, input_spec: Any) -> Any:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`.
 
         Args:
@@ -177,18 +228,18 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                 records may be unknown (`None`), as it is without `drop_remainder=True`.
         """
         where = type(self).__name__
-        _fields.check_mapping(where, input_spec)
-        seeds = _fields.find(where, input_spec, self.seed_key, self._fix_for_seeds())
+        _fields.check_container(where, input_spec)
+        path = _fields.locate_seed(input_spec, self.seed_key)
+        seeds = _fields.find(where, input_spec, self.seed_key, path, self._fix_for_seeds())
         size = seeds.shape[0] if seeds.shape else None
-        specs = {
-            key: grain.experimental.ShapeDtypeStruct(
-                tuple(2 if length is None else length for length in spec.shape),
-                np.dtype(spec.dtype),
-            )
-            for key, spec in input_spec.items()
-            if is_array(spec)
-        }
-        fields = self._checked({**input_spec, **specs})
+
+        def known(spec: Any) -> Any:
+            if not is_array(spec):
+                return spec
+            shape = tuple(2 if length is None else length for length in spec.shape)
+            return grain.experimental.ShapeDtypeStruct(shape, np.dtype(spec.dtype))
+
+        fields = self._checked(_fields.convert(input_spec, known))
         shapes = {
             key: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
             for key, x in fields.items()
@@ -199,7 +250,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
             key: grain.experimental.ShapeDtypeStruct((size, *spec.shape[1:]), spec.dtype)
             for key, spec in mixed.items()
         }
-        return _fields.replace(input_spec, [self.seed_key], out)
+        return _fields.replace(input_spec, self._changes(input_spec, out))
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""
@@ -230,18 +281,23 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
 
     def _checked(self, batch: Any) -> dict[str, Any]:
         """The fields that are read, after all checks; every other field passes through."""
-        where = type(self).__name__
-        _fields.check_mapping(where, batch)
+        where, seed_key = type(self).__name__, str(self.seed_key)
+        _fields.check_container(where, batch)
         fixes = {key: part.fix for part in self._parts for key in part.keys}
-        fixes[self.seed_key] = self._fix_for_seeds()
+        fixes[seed_key] = self._fix_for_seeds()
         if self.valid_key is not None:
-            fixes[self.valid_key] = "pass the name as valid_key, or None if nothing is padded"
-        fields = {key: _fields.find(where, batch, key, fix) for key, fix in fixes.items()}
-        for key in (key for part in self._parts for key in part.adds):
-            if key in batch:
-                came = f"{key!r} is in the batch"
-                fail(KeyError, where, came, "it free for sparse_labels", "rename that field")
-        size = _draw.check_seeds(where, self.seed_key, fields[self.seed_key])
+            fixes[str(self.valid_key)] = "pass the name as valid_key, or None if nothing is padded"
+        paths = self._paths(batch)
+        fields = {
+            key: _fields.find(where, batch, key, paths[key], fix) for key, fix in fixes.items()
+        }
+        _options.check_names(where, [(key, _fields.show(paths[key] or ())) for key in fields])
+        for part in self._parts:
+            for key in part.adds:
+                if _fields.locate(batch, key) is not None:
+                    came = f"{key!r} is in the batch"
+                    fail(KeyError, where, came, f"it free for {part.option}", "rename that field")
+        size = _draw.check_seeds(where, seed_key, fields[seed_key])
         for key, value in fields.items():
             if value.shape[:1] != (size,):
                 came = f"{key!r} is {describe(value)}, but there are {size} seeds"
@@ -249,7 +305,8 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                     ValueError, where, came, "as many seeds as records", "take both from one batch"
                 )
         if self.valid_key is not None:
-            _draw.check_valid(where, self.valid_key, fields[self.valid_key], size)
+            key = str(self.valid_key)
+            _draw.check_valid(where, key, fields[key], size)
         axes = self._axes_in(fields)
         for part in self._parts:
             part.check(where, fields, axes)
@@ -266,8 +323,8 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         axes = self._axes_in(fields)
         image = fields[self._parts[0].keys[0]]
         lengths = tuple(image.shape[axis] for axis in axes)
-        seeds = _draw.share(self.mode, fields[self.seed_key])
-        valid = None if self.valid_key is None else fields[self.valid_key]
+        seeds = _draw.share(self.mode, fields[str(self.seed_key)])
+        valid = None if self.valid_key is None else fields[str(self.valid_key)]
         draw = _draw.draw(self._recipe, seeds, lengths, valid)
         mixed: dict[str, jax.Array] = {}
         for part in self._parts:
@@ -275,10 +332,21 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         return mixed
 
 
+def _added(
+    batch: Any, name: str, near: str | None, paths: Mapping[str, _fields.Path | None]
+) -> _fields.Path:
+    """The path of a field that is added, beside `near` or in the outermost dict or tuple."""
+    path = () if near is None else paths[near]
+    above = path[:-1] if path else ()
+    if isinstance(_fields.get(batch, above), tuple):
+        return (*above, name)  # a key that no tuple has, so it comes last
+    return (*above, name if near is None or not path else f"{path[-1]}{name[len(near) :]}")
+
+
 # One jitted function for all: the transform is a static argument, compared by value.
 @functools.partial(jax.jit, static_argnums=0)
 def _mix(transform: MixedBatch, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    where, key = type(transform).__name__, transform.seed_key
+    where, key = type(transform).__name__, str(transform.seed_key)
     split = _place.explicit_split(where, fields)
     if split is None:
         return transform._mix_parts(fields)
@@ -328,7 +396,8 @@ class MixUpBatch(MixedBatch):
     Args:
         alpha: α > 0. Small: most records are hardly mixed. 1: λ is uniform. Large: λ is near 1/2.
         num_classes: K. Class ids, integers `[B]` or `[B, 1]`, become one-hot `[B, K]`. `None`:
-            labels are `[B, K]` already, as floats.
+            labels are floats already, `[B, K]` or any targets `[B, ...]`. For several labels, one
+            int for all, or a tuple with an entry for each.
         label_smoothing: ε in [0, 1]: the targets are 1 - ε + ε/K and ε/K instead of 1 and 0, before
             mixing.
         sparse_labels: if `True`, the label becomes `int32 [B, 2]`, own and partner's class id, and
@@ -340,7 +409,27 @@ class MixUpBatch(MixedBatch):
             `uint8`, `uint16`, `uint32`, `int8`, `int16`, `int32`, `float16`, `bfloat16` or
             `float32` `[B, ...]`. The dtype stays. Integers are rounded to nearest, halves up;
             floats are blended in float32.
-        label_key: name of the label field. `None`: there is none.
+        label_key: name of the label field, or a tuple of names. `None`: there is none. Labels come
+            out as `float32`. Any field's name may be a path `"inputs/image"` into nested dicts, or
+            an int, the position in a tuple; then the seed is the last element.
+        pair_keys: names of fields of any dtype and shape, such as captions, token ids or weights.
+            They come out as `[B, 2, ...]`, own and partner's, and a field `label_weight`
+            `float32 [B, 2]` is added.
+        mask_key: name of a label map `[B, ...]` of any image dtype, or a tuple of names. It is cut
+            with the image's box and never averaged. `CutMixBatch` returns `[B, ...]`. The others
+            return `[B, 2, ...]`, own (cut) and partner's, and add a field `<mask_key>_weight`
+            `float32 [B, 2]`: (1, 0) for a box, (λ, 1 - λ) for a blend. With `boxes_key`, masks of
+            instances `[B, N, H, W]` come out as `[B, 2N, H, W]`, with 0 where they are hidden.
+        boxes_key: name of a field of boxes `[B, N, 4]`, padded with boxes without area. They come
+            out as `[B, 2N, 4]`, own boxes first, cut to what is visible where that is a rectangle.
+            A field `box_weight` `float32 [B, 2N]` is added: the visible part of the box's area,
+            times λ or 1 - λ for a blend. It is 0 for padding and for the partner's boxes in an
+            unmixed record.
+        box_format: `"xyxy"` or `"yxyx"` in pixels, `"rel_xyxy"` or `"rel_yxyx"` from 0 to 1. TFDS
+            has `"rel_yxyx"`. Integer boxes count whole pixels, `[start, stop)`.
+        box_keys: names of fields that go with each box, `[B, N, ...]`, such as its class. They come
+            out as `[B, 2N, ...]`.
+        min_visible: in [0, 1]. A box of which less is visible gets the weight 0.
         seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
@@ -392,15 +481,14 @@ class CutMixBatch(MixedBatch):
         minmax: `(lo, hi)`, 0 ≤ lo ≤ hi ≤ 1. Instead of the paper's box, each side is uniform over
             the whole numbers of pixels from lo·L to hi·L (if there is none: the first above), and
             the box lies wholly inside the image. `alpha` is not used then.
-        mask_key: name of a label map `[B, ...]` of any image dtype. It is cut with the same box and
-            copied exactly.
         spatial_axes: axes of the image that the box spans: `(1, 2)` for `[B, H, W, C]`, `(2, 3)`
             for `[B, C, H, W]`, `(1,)` for audio `[B, T, ...]`, `(1, 2, 3)` for video and volumes.
             `None` is (1, 2), but an error if axis 1 looks like channels (it has 1, 3 or 4 entries,
             and the last axis has not). Along an axis of length 1 the paper's box is always empty,
             so leave such an axis out.
         num_classes: K. Class ids, integers `[B]` or `[B, 1]`, become one-hot `[B, K]`. `None`:
-            labels are `[B, K]` already, as floats.
+            labels are floats already, `[B, K]` or any targets `[B, ...]`. For several labels, one
+            int for all, or a tuple with an entry for each.
         label_smoothing: ε in [0, 1]: the targets are 1 - ε + ε/K and ε/K instead of 1 and 0, before
             mixing.
         sparse_labels: if `True`, the label becomes `int32 [B, 2]`, own and partner's class id, and
@@ -411,7 +499,27 @@ class CutMixBatch(MixedBatch):
         image_key: name of the image field, or a tuple of names of images that share a draw.
             `uint8`, `uint16`, `uint32`, `int8`, `int16`, `int32`, `float16`, `bfloat16`, `float32`
             or `bool` `[B, ...]`. Every value is copied exactly.
-        label_key: name of the label field. `None`: there is none.
+        label_key: name of the label field, or a tuple of names. `None`: there is none. Labels come
+            out as `float32`. Any field's name may be a path `"inputs/image"` into nested dicts, or
+            an int, the position in a tuple; then the seed is the last element.
+        pair_keys: names of fields of any dtype and shape, such as captions, token ids or weights.
+            They come out as `[B, 2, ...]`, own and partner's, and a field `label_weight`
+            `float32 [B, 2]` is added.
+        mask_key: name of a label map `[B, ...]` of any image dtype, or a tuple of names. It is cut
+            with the image's box and never averaged. `CutMixBatch` returns `[B, ...]`. The others
+            return `[B, 2, ...]`, own (cut) and partner's, and add a field `<mask_key>_weight`
+            `float32 [B, 2]`: (1, 0) for a box, (λ, 1 - λ) for a blend. With `boxes_key`, masks of
+            instances `[B, N, H, W]` come out as `[B, 2N, H, W]`, with 0 where they are hidden.
+        boxes_key: name of a field of boxes `[B, N, 4]`, padded with boxes without area. They come
+            out as `[B, 2N, 4]`, own boxes first, cut to what is visible where that is a rectangle.
+            A field `box_weight` `float32 [B, 2N]` is added: the visible part of the box's area,
+            times λ or 1 - λ for a blend. It is 0 for padding and for the partner's boxes in an
+            unmixed record.
+        box_format: `"xyxy"` or `"yxyx"` in pixels, `"rel_xyxy"` or `"rel_yxyx"` from 0 to 1. TFDS
+            has `"rel_yxyx"`. Integer boxes count whole pixels, `[start, stop)`.
+        box_keys: names of fields that go with each box, `[B, N, ...]`, such as its class. They come
+            out as `[B, 2N, ...]`.
+        min_visible: in [0, 1]. A box of which less is visible gets the weight 0.
         seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
@@ -442,7 +550,6 @@ class CutMixBatch(MixedBatch):
     alpha: float = 1.0
     _: dataclasses.KW_ONLY
     minmax: tuple[float, float] | None = None
-    mask_key: str | None = None
     spatial_axes: tuple[int, ...] | None = None
 
     @property
@@ -476,7 +583,8 @@ class MixBatch(MixedBatch):
             and the last axis has not). Along an axis of length 1 the paper's box is always empty,
             so leave such an axis out.
         num_classes: K. Class ids, integers `[B]` or `[B, 1]`, become one-hot `[B, K]`. `None`:
-            labels are `[B, K]` already, as floats.
+            labels are floats already, `[B, K]` or any targets `[B, ...]`. For several labels, one
+            int for all, or a tuple with an entry for each.
         label_smoothing: ε in [0, 1]: the targets are 1 - ε + ε/K and ε/K instead of 1 and 0, before
             mixing.
         sparse_labels: if `True`, the label becomes `int32 [B, 2]`, own and partner's class id, and
@@ -488,7 +596,27 @@ class MixBatch(MixedBatch):
             `uint8`, `uint16`, `uint32`, `int8`, `int16`, `int32`, `float16`, `bfloat16` or
             `float32` `[B, ...]`. The dtype stays. Integers are rounded to nearest, halves up;
             floats are blended in float32.
-        label_key: name of the label field. `None`: there is none.
+        label_key: name of the label field, or a tuple of names. `None`: there is none. Labels come
+            out as `float32`. Any field's name may be a path `"inputs/image"` into nested dicts, or
+            an int, the position in a tuple; then the seed is the last element.
+        pair_keys: names of fields of any dtype and shape, such as captions, token ids or weights.
+            They come out as `[B, 2, ...]`, own and partner's, and a field `label_weight`
+            `float32 [B, 2]` is added.
+        mask_key: name of a label map `[B, ...]` of any image dtype, or a tuple of names. It is cut
+            with the image's box and never averaged. `CutMixBatch` returns `[B, ...]`. The others
+            return `[B, 2, ...]`, own (cut) and partner's, and add a field `<mask_key>_weight`
+            `float32 [B, 2]`: (1, 0) for a box, (λ, 1 - λ) for a blend. With `boxes_key`, masks of
+            instances `[B, N, H, W]` come out as `[B, 2N, H, W]`, with 0 where they are hidden.
+        boxes_key: name of a field of boxes `[B, N, 4]`, padded with boxes without area. They come
+            out as `[B, 2N, 4]`, own boxes first, cut to what is visible where that is a rectangle.
+            A field `box_weight` `float32 [B, 2N]` is added: the visible part of the box's area,
+            times λ or 1 - λ for a blend. It is 0 for padding and for the partner's boxes in an
+            unmixed record.
+        box_format: `"xyxy"` or `"yxyx"` in pixels, `"rel_xyxy"` or `"rel_yxyx"` from 0 to 1. TFDS
+            has `"rel_yxyx"`. Integer boxes count whole pixels, `[start, stop)`.
+        box_keys: names of fields that go with each box, `[B, N, ...]`, such as its class. They come
+            out as `[B, 2N, ...]`.
+        min_visible: in [0, 1]. A box of which less is visible gets the weight 0.
         seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.

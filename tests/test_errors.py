@@ -90,8 +90,8 @@ PARAMETERS = [
         label_key=None,
     ),
     call(ValueError, "image_key=() … at least one … pass", gm.MixUpBatch, image_key=()),
-    call(TypeError, "image_key … 1 … name … string", gm.MixUpBatch, image_key=("a", 1)),
-    call(TypeError, "label_key=3 … name … string", gm.MixBatch, label_key=3),
+    call(TypeError, "image_key … 1.5 … name … string", gm.MixUpBatch, image_key=("a", 1.5)),
+    call(TypeError, "label_key=True … name … string", gm.MixBatch, label_key=True),
     call(TypeError, "mask_key='' … name … string", gm.CutMixBatch, mask_key=""),
     call(TypeError, "seed_key=None … name … string", gm.MixUpBatch, seed_key=None),
     call(TypeError, "seed_key=b's' … name … string", gm.RecordSeed, seed_key=b"s"),
@@ -240,7 +240,7 @@ SWAPPED, SECONDS = np.zeros(4, ">i8"), np.zeros(4, "m8[s]")
 BATCHES = [
     # What a batch is made of.
     case(TypeError, "batch that is a list … dict … records", MIXUP, [1, 2]),
-    case(TypeError, "batch that is a tuple … dict … records", CUTMIX, (X, LAM)),
+    case(KeyError, "'image' in a tuple of 2 … image_key=0, label_key=1", CUTMIX, (X, SEEDS)),
     case(TypeError, "'image' is a list … array … NumPy", MIX, batch(image=[1, 2, 3, 4])),
     case(KeyError, MISSPELT_MESSAGE, MISSPELT, batch()),
     case(KeyError, "'image' among ['label', 'mix_seed'] … image_key", MIXUP, NO_IMAGE),
@@ -278,11 +278,18 @@ BATCHES = [
     case(ValueError, "'label' from 0.0 to 1e+300 … scale", gm.MixUpBatch(), label(*FAR)),
     case(TypeError, "'label' is >i8 [4] … swapped … int64", MIX, batch(label=SWAPPED)),
     case(TypeError, "'label' is timedelta64[s] [4] … encode", MIX, batch(label=SECONDS)),
-    case(TypeError, "'label' is float64 [4] … label[:, None]", MIXUP, label(0.0, 1.0, 2.0, 0.0)),
+    case(
+        TypeError,
+        "'label' is float64 [4] … integers … num_classes=None",
+        MIXUP,
+        label(0.0, 1.0, 2.0, 0.0),
+    ),
     case(
         TypeError, "'label' is <U3 [4] … integers … encode", MIXUP, label("cat", "dog", "dog", "?")
     ),
-    case(ValueError, "'label' is float64 [4, 2, 3] … reshape", MIX, label(*np.zeros((4, 2, 3)))),
+    case(
+        ValueError, "'label' is float64 [4, 2, 3] … num_classes", MIX, label(*np.zeros((4, 2, 3)))
+    ),
     case(ValueError, "'label' is float64 [4, 0]", gm.MixUpBatch(), label([], [], [], [])),
     case(
         TypeError, "float64 [4, 4] … integers [B] … drop sparse_labels", SPARSE, label(*np.eye(4))
@@ -387,9 +394,9 @@ class Records:
         return {"image": np.full((4, 4, 3), index, np.uint8), "label": index % 3}
 
 
-class AsTuple(grain.transforms.Map):
-    def map(self, element: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(element.values())
+class AsList(grain.transforms.Map):
+    def map(self, element: dict[str, Any]) -> list[Any]:
+        return list(element.values())
 
 
 def first_batch(*operations: Any, seed: int | None = 0, worker_count: int = 0) -> Any:
@@ -409,7 +416,7 @@ LOADERS = [
     call(ValueError, "'mix_seed' … Batch, then", first_batch, SEED, gm.MixUpBatch(label_key=None)),
     call(KeyError, "'mix_seed' is taken … RecordSeed once", first_batch, SEED, SEED),
     call(KeyError, "'label' is taken … ['image', 'label']", first_batch, gm.RecordSeed("label")),
-    call(TypeError, "record that is a tuple … dict … make", first_batch, AsTuple(), SEED),
+    call(TypeError, "record that is a list … dict … make", first_batch, AsList(), SEED),
     call(ValueError, "sampler has no seed … Generator … seed=0", first_batch, SEED, seed=None),
 ]
 

@@ -91,6 +91,9 @@ GOOD: dict[str, Any] = {
     "label_smoothing": [0.0, 0.1],
     "sparse_labels": [False, True],
     "key": ["image", "label", "mask", "depth"],
+    "keys": [(), ("caption",), ["x", 0]],
+    "box_format": ["xyxy", "rel_yxyx"],
+    "min_visible": [0.1, 0, 1],
 }
 CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch]
 

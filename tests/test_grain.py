@@ -508,8 +508,12 @@ def test_transforms_differ_in_any_field(transform: Any) -> None:
         "sparse_labels": True,
         "mode": "pair",
         "spatial_axes": (2, 1),
+        "pair_keys": ("caption",),
+        "box_format": "yxyx",
+        "box_keys": ("class",),
         "sharding": jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0]),
     }
+    transform = dataclasses.replace(transform, boxes_key="boxes", box_format="xyxy")
     for field in dataclasses.fields(transform):
         key = field.name.removeprefix("cutmix_")
         other = (0.1, 0.2) if key == "minmax" else "other" if key.endswith("_key") else 0.125

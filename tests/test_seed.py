@@ -194,7 +194,7 @@ def test_parameters() -> None:
     )
     for fields, message in [
         ({"id_key": ()}, r"id_key=\(\); expected at least one name"),
-        ({"id_key": 3}, "id_key=3; expected a field's name"),
+        ({"id_key": 3.5}, r"id_key=3\.5; expected a field's name"),
         ({"id_key": "mix_seed"}, "'mix_seed' named twice"),
         ({"seed": -1}, "seed=-1; expected an int from 0"),
         ({"seed": 1.5}, r"seed=1\.5; expected an int from 0"),

@@ -57,6 +57,7 @@ def test_padding_over_devices(kind: str, rng: np.random.Generator) -> None:
     assert (np.asarray(drawn.lam)[:4] < 1).any()
 
 
+@pytest.mark.filterwarnings("ignore:grain_mix. several records of one batch")
 def test_grains_padding() -> None:
     """`batch_and_pad` fills the last batch up with zeros, which must not reach a record."""
     records = [{"image": np.full((4, 4, 1), 100, np.uint8), "label": 3} for _ in range(5)]

@@ -43,6 +43,17 @@ mixup_batch = MixUpBatch(alpha=0.4, num_classes=16, label_smoothing=0.1, mode="p
 cutmix_batch = CutMixBatch(1.0, minmax=(0.2, 0.8), num_classes=16, prob=0.5)
 mix_batch = MixBatch(0.8, 1.0, switch_prob=0.5, image_key=("image",), sparse_labels=True)
 
+detection = MixBatch(
+    image_key="inputs/image",
+    label_key=None,
+    boxes_key="objects/bbox",
+    box_format="rel_yxyx",
+    box_keys=("objects/label",),
+    min_visible=0.2,
+)
+segmentation = CutMixBatch(mask_key=("mask", "depth"), pair_keys=("caption",), label_key=None)
+several = MixUpBatch(image_key=0, label_key=(1, 2), num_classes=(16, None), valid_key=-2)
+
 loader = grain.DataLoader(
     data_source=Records(),
     sampler=paired,
