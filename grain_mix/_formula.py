@@ -34,7 +34,7 @@ def blend(
     `x` is `[B, ...]`, `lam` `float32 [B]`, `box` `int32 [B, n, 2]`. `None` for `lam` means 1, for
     `box` no box, and for `partner` that records 2k and 2k+1 are partners.
     """
-    if len(x) == 1:
+    if len(x) == 1 or 0 in x.shape:
         return x  # its own partner; weights that add up to 1 could still round
     if x.ndim == 1:
         return blend(x[:, None], lam, box, spatial_axes, partner=partner)[:, 0]

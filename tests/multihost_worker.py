@@ -33,8 +33,15 @@ class Records:
         return RECORDS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = np.random.default_rng(index).integers(256, size=(8, 6, 3), dtype=np.uint8)
-        return {"image": image, "label": index % CLASSES}
+        rng = np.random.default_rng(index)
+        image = rng.integers(256, size=(8, 6, 3), dtype=np.uint8)
+        corners = np.sort(rng.integers(0, 7, (3, 2, 2)), axis=1).reshape(3, 4).astype(np.int32)
+        return {
+            "image": image,
+            "label": index % CLASSES,
+            "map": image[..., 0] // 64,
+            "targets": {"boxes": corners, "class": rng.integers(0, 9, 3), "caption": index},
+        }
 
 
 def main(config: dict[str, Any]) -> None:
@@ -110,7 +117,15 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         shard_options=shard_options,
         worker_count=config["workers"],
     )
-    mix = gm.MixBatch(num_classes=CLASSES, sharding=sharding)
+    mix = gm.MixBatch(
+        num_classes=CLASSES,
+        mask_key="map",
+        pair_keys=("targets/caption",),
+        boxes_key="targets/boxes",
+        box_format="xyxy",
+        box_keys=("targets/class",),
+        sharding=sharding,
+    )
     return grain.experimental.ThreadPrefetchIterDataset(
         gm.LoaderDataset(loader).map(mix), prefetch_buffer_size=4
     )
@@ -119,14 +134,14 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
 def digests(batch: dict[str, jax.Array]) -> list[str]:
     """A digest of each record that lies on this process's devices, whichever of them hold it."""
     found: dict[int, str] = {}
-    shards = zip(*(batch[key].addressable_shards for key in ("image", "label")), strict=True)
-    for image, label in shards:
-        assert image.index[0] == label.index[0]
-        first = image.index[0].start or 0
-        for i, (pixels, weights) in enumerate(
-            zip(np.asarray(image.data), np.asarray(label.data), strict=True)
-        ):
-            digest = hashlib.sha256(pixels.tobytes() + weights.tobytes()).hexdigest()[:16]
+    fields = jax.tree.leaves(batch)
+    assert len(fields) == 9  # image, label, two of the map, five of the targets
+    for shards in zip(*(field.addressable_shards for field in fields), strict=True):
+        assert len({str(shard.index[0]) for shard in shards}) == 1
+        first = shards[0].index[0].start or 0
+        for i, values in enumerate(zip(*(np.asarray(s.data) for s in shards), strict=True)):
+            joined = b"".join(value.tobytes() for value in values)
+            digest = hashlib.sha256(joined).hexdigest()[:16]
             assert found.setdefault(first + i, digest) == digest, "replicas differ"
     return [found[row] for row in sorted(found)]
 

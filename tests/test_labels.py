@@ -1,6 +1,7 @@
 """Targets of all kinds: several labels, any floats, pairs, label maps, tuples and nested dicts."""
 
 import collections
+import zlib
 from typing import Any
 
 import grain
@@ -245,3 +246,45 @@ def test_ids_in_tuples_and_nested_records() -> None:
     assert gm.RecordSeed(id_key=1).random_map(("image", 7))[2] == flat
     with pytest.raises(KeyError, match="no field 3 among"):
         gm.RecordSeed(id_key=3).random_map(("image", 7))
+
+
+# --- known answers --------------------------------------------------------------------------------
+
+
+def test_known_answers() -> None:
+    """These numbers must never change, on any platform or in any version: users' runs need them."""
+    images = (np.arange(4 * 6 * 8 * 3).reshape(4, 6, 8, 3) % 251).astype(np.uint8)
+    batch = {
+        "image": images,
+        "label": np.array([0, 1, 2, 3]),
+        "age": np.array([1.0, 2.0, 4.0, 8.0], np.float32),
+        "map": images[..., 0] % 5,
+        "caption": np.arange(8).reshape(4, 2),
+        "boxes": np.array([[[0, 0, 4, 4], [2, 1, 8, 6]]] * 4, np.int32),
+        "mix_seed": np.array([3, 14, 15, 92], np.uint32),
+    }
+    mix = gm.MixBatch(
+        1.0,
+        label_key=("label", "age"),
+        num_classes=(4, None),
+        mask_key="map",
+        pair_keys=("caption",),
+        boxes_key="boxes",
+        box_format="xyxy",
+    )
+    mixed = mix.map(batch)
+    sums = {key: zlib.crc32(np.ascontiguousarray(x).tobytes()) for key, x in mixed.items()}
+    assert sums == KNOWN, sums
+
+
+KNOWN: dict[str, int] = {
+    "image": 2202666638,
+    "label": 270955362,
+    "age": 3232090967,
+    "map": 3242931493,
+    "caption": 491131560,
+    "boxes": 3382869919,
+    "box_weight": 3453306386,
+    "label_weight": 2952938173,
+    "map_weight": 3872425115,
+}
