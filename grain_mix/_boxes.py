@@ -93,7 +93,7 @@ class Boxes:
     def mix(
         self, fields: Mapping[str, jax.Array], draw: Draw, axes: tuple[int, ...]
     ) -> dict[str, jax.Array]:
-        boxes = fields[self.key]
+        boxes, draw = fields[self.key], _unmixed_if_alone(draw)
         exact = jnp.int32 if jnp.issubdtype(boxes.dtype, jnp.integer) else jnp.float32
         own = boxes.astype(exact)
         other = swap(own)
@@ -155,13 +155,25 @@ def mix_instances(own: jax.Array, draw: Draw, axes: tuple[int, ...]) -> jax.Arra
 
     Own masks are 0 where they are covered, the partner's are 0 where they are not shown.
     """
-    other = swap(own)
+    other, draw = swap(own), _unmixed_if_alone(draw)
     if draw.box is not None:
         inside = _pixels_inside(draw.box, axes, own.shape[2:])
         cut = is_cut(draw)[:, None, None, None]
         own = jnp.where(inside, jnp.zeros((), own.dtype), own)
         other = jnp.where(cut & ~inside, jnp.zeros((), other.dtype), other)
     return _joined(own, other)
+
+
+def _unmixed_if_alone(draw: Draw) -> Draw:
+    """A batch of one record comes back unmixed, since the record is its own partner."""
+    if len(draw.lam) > 1:
+        return draw
+    return Draw(
+        jnp.ones_like(draw.lam),
+        draw.partner,
+        None if draw.box is None else jnp.zeros_like(draw.box),
+        None if draw.outside is None else jnp.ones_like(draw.outside),
+    )
 
 
 def is_cut(draw: Draw) -> jax.Array:

@@ -180,6 +180,9 @@ def check_copied(where: str, key: str, value: Any) -> None:
     if str(value.dtype) not in (*AVERAGED, *WIDE, "bool", "complex64"):
         fix = native_fix(value.dtype) or "encode it as numbers, such as token ids"
         fail(TypeError, where, f"{key!r} is {describe(value)}", "numbers", fix)
+    if 0 in value.shape:
+        fix = "drop the field, or filter out records where it is empty"
+        fail(ValueError, where, f"{key!r} is {describe(value)}", "at least one entry", fix)
 
 
 def check_narrow(where: str, key: str, value: Any) -> None:

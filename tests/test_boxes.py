@@ -171,6 +171,15 @@ def test_unmixed_records_keep_their_boxes(kind: str, rng: np.random.Generator) -
 
 
 @each_kind
+def test_a_batch_of_one_stays_unmixed(kind: str, rng: np.random.Generator) -> None:
+    boxes = np.full((1, N, 4), [1, 2, 9, 8], np.int32)
+    for _ in range(5):
+        mixed = transform_of(kind, "xyxy").map(batch_of(rng, 1, boxes))
+        np.testing.assert_array_equal(mixed["boxes"][:, :N], boxes)
+        assert mixed["box_weight"].tolist() == [[1] * N + [0] * N]
+
+
+@each_kind
 @pytest.mark.parametrize("mode", ["elem", "pair", "batch"])
 def test_boxes_over_devices(kind: str, mode: str, rng: np.random.Generator) -> None:
     batch = batch_of(rng, 8, boxes_of(rng, 8))

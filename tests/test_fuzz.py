@@ -194,6 +194,11 @@ def values(
 ) -> np.ndarray:
     if name == "mix_seed":
         return rng.integers(2**32, size=shape, dtype=np.uint32)
+    if name == "boxes":
+        corners = np.sort(rng.integers(0, 7, (*shape[:-1], 2, 2)), axis=-2)
+        return corners.reshape(shape).astype(dtype)
+    if name in ("class", "caption") and dtype == "int64":
+        return rng.integers(0, 2**31, shape)
     if name == "label":
         if len(shape) == 1:
             return rng.integers(K, size=shape).astype(dtype)
@@ -254,7 +259,14 @@ def program(index: int) -> Program:
     else:
         alphas = ("alpha",)
     own |= {alpha: one([0.2, 1.0, 8, np.float32(0.7)]) for alpha in alphas}
-    if cls is gm.CutMixBatch and rng.random() < 0.4:
+    if rng.random() < 0.3:
+        own["pair_keys"] = ("caption",)
+        fields["caption"] = (one([(6,), (), (2, 3)]), one(["int64", "uint8", "float16", "bool"]))
+    if rng.random() < 0.3 and (cls is gm.MixUpBatch or len(axes) == 2):
+        own |= {"boxes_key": "boxes", "box_format": "xyxy", "box_keys": ("class",)}
+        fields["boxes"] = ((3, 4), one(["int32", "uint8", "float32", "int64"]))
+        fields["class"] = ((3,), "int64")
+    if rng.random() < 0.4:
         own["mask_key"] = "mask"
         fields["mask"] = (one([shape, tuple(shape[a - (a > 0)] for a in axes)]), "uint8")
         if -1 in axes:
@@ -440,7 +452,9 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
     label_key, seeds = transform.label_key, np.asarray(batch["mix_seed"])
     keys = transform.image_key
     keys = keys if isinstance(keys, tuple) else (keys,)
-    keys += () if getattr(transform, "mask_key", None) is None else (transform.mask_key,)
+    in_pairs = transform.mask_key is not None and not isinstance(transform, gm.CutMixBatch)
+    keys += () if transform.mask_key is None or in_pairs else (transform.mask_key,)
+    others = {*transform.pair_keys, *transform.box_keys, transform.boxes_key, transform.mask_key}
     size = len(seeds)
     shape = np.shape(batch["image"])
     draw = transform.draw(seeds, shape)
@@ -449,10 +463,17 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
     axes = tuple(axis % len(shape) for axis in ((1, 2) if axes is None else axes))
     box = None if draw.box is None else np.asarray(draw.box)
 
-    expected_keys = (set(batch) - {"mix_seed"}) | set(["label_weight"] * transform.sparse_labels)
+    expected_keys = set(batch) - {"mix_seed"}
+    if transform.sparse_labels or transform.pair_keys:
+        expected_keys |= {"label_weight"}
+    expected_keys |= {"box_weight"} if transform.boxes_key else set()
+    expected_keys |= {"mask_weight"} if in_pairs else set()
     assert set(out) == expected_keys
-    for key in set(batch) - {"mix_seed", label_key, *keys}:
-        if it.method == "sharded":
+    for key in set(batch) - {"mix_seed", label_key, *keys, *others}:
+        if it.method == "sharded" and isinstance(batch[key], Mapping):
+            for below in batch[key]:
+                np.testing.assert_array_equal(out[key][below], batch[key][below])
+        elif it.method == "sharded":
             narrow = jax.dtypes.canonicalize_dtype(batch[key].dtype)
             np.testing.assert_array_equal(out[key], batch[key].astype(narrow), strict=True)
         elif it.method != "jit":
@@ -476,6 +497,67 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
                 assert lam[i] == draw.outside[i]
     if label_key is not None:
         check_labels(transform, np.asarray(batch[label_key]), out, lam)
+    partner = np.array([reference.partner_of(i, size) for i in range(size)])
+    for key in transform.pair_keys:
+        x = np.asarray(batch[key])
+        expected = np.stack([x, x[partner]], axis=1)
+        np.testing.assert_array_equal(out[key], expected.astype(out[key].dtype))
+        np.testing.assert_array_equal(out["label_weight"], np.stack([lam, 1 - lam], axis=1))
+    if in_pairs:
+        found = {key: np.asarray(out[key]) for key in ("mask", "mask_weight")}
+        check_pairs_of_maps(np.asarray(batch["mask"]), found, draw, axes)
+    if transform.boxes_key:
+        fields = {key: np.asarray(batch[key]) for key in ("boxes", "class")}
+        found = {key: np.asarray(out[key]) for key in ("boxes", "class", "box_weight")}
+        check_boxes(transform, fields, found, draw)
+
+
+def check_pairs_of_maps(
+    x: np.ndarray, out: dict[Any, Any], draw: gm.Draw, axes: tuple[int, ...]
+) -> None:
+    outside = np.asarray(draw.outside)
+    np.testing.assert_array_equal(out["mask_weight"], np.stack([outside, 1 - outside], axis=1))
+    if x.ndim == 1 + len(axes):
+        axes = tuple(1 + sorted(axes).index(axis) for axis in axes)
+    for i in range(len(x)):
+        other = x[reference.partner_of(i, len(x))]
+        expected = x[i]
+        if draw.box is not None:
+            spatial = tuple(axis - 1 for axis in axes)
+            expected = reference.cutmix_one(x[i], other, np.asarray(draw.box[i]), spatial)
+        np.testing.assert_array_equal(out["mask"][i], np.stack([expected, other]))
+
+
+def check_boxes(
+    transform: Any, fields: dict[str, np.ndarray], out: dict[Any, Any], draw: gm.Draw
+) -> None:
+    """By areas of whole numbers; `test_boxes.py` counts pixels."""
+    boxes, size = fields["boxes"].astype(float), len(fields["boxes"])
+
+    def area(box: np.ndarray) -> float:
+        return float(np.prod(np.maximum(box[2:] - box[:2], 0)))
+
+    for i in range(size):
+        j = reference.partner_of(i, size)
+        ids = np.concatenate([fields["class"][i], fields["class"][j]])
+        np.testing.assert_array_equal(out["class"][i], ids)
+        outside = 1.0 if draw.outside is None else float(draw.outside[i])
+        rectangle = None
+        if draw.box is not None and (draw.box[i, :, 0] < draw.box[i, :, 1]).all() and size > 1:
+            order = np.argsort(transform.spatial_axes)[::-1]  # x is the later axis
+            rectangle = np.asarray(draw.box[i])[order].T.ravel().astype(float)
+        for k, box in enumerate([*boxes[i], *boxes[j]]):
+            own, weight = k < 3, outside if k < 3 else 1 - outside
+            if size == 1:
+                weight = float(own)
+            seen = area(box)
+            if rectangle is not None:
+                low, high = np.maximum(box[:2], rectangle[:2]), np.minimum(box[2:], rectangle[2:])
+                inside = area(np.concatenate([low, high]))
+                seen, weight = (area(box) - inside, outside) if own else (inside, 1.0)
+            fraction = seen / area(box) if area(box) else 0
+            fraction = 0 if np.float32(fraction) < np.float32(transform.min_visible) else fraction
+            assert abs(float(out["box_weight"][i, k]) - weight * fraction) < 1e-6
 
 
 def check_pixels(
