@@ -70,8 +70,11 @@ def run(path: str, axes: tuple[int, ...], *arguments: Any) -> jax.Array:
     return jax.jit(on_one_device(functools.partial(_formula.in_pixels, axes)))(*arguments)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+CASES = [(dtype, shape) for dtype in DTYPES for shape in ("whole words", "odd rows")]
+CASES += [(dtype, shape) for dtype in ("uint8", "float16", "float32") for shape in list(SHAPES)[2:]]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), CASES)
 def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Generator) -> None:
     sizes, axes = SHAPES[shape]
     x = random_batch(rng, sizes, dtype)
