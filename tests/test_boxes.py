@@ -111,6 +111,7 @@ def test_boxes_by_counting_pixels(kind: str, box_format: str, rng: np.random.Gen
     np.testing.assert_array_equal(mixed["box_weight"] == 0, weights == 0)
     other = batch["class"][partners(size)]
     np.testing.assert_array_equal(mixed["class"], np.concatenate([batch["class"], other], axis=1))
+    assert (mixed["boxes"][..., :2] <= mixed["boxes"][..., 2:]).all()  # also where nothing is left
     shown = mixed["boxes"] if box_format == "xyxy" else mixed["boxes"][..., [1, 0, 3, 2]]
     full = np.concatenate([boxes, boxes[partners(size)]], axis=1)
     cut = 0
