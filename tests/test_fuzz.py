@@ -607,17 +607,19 @@ def check_labels(transform: Any, label: np.ndarray, out: dict[Any, Any], lam: np
     soft = np.asarray(out["label"])
     assert soft.dtype == np.float32
     smoothing = transform.label_smoothing
-    own = np.stack([reference.soft_label(x, transform.num_classes, smoothing) for x in label])
+    if one_hot or label.ndim == 2:
+        own = np.stack([reference.soft_label(x, transform.num_classes, smoothing) for x in label])
+    else:  # other targets
+        own = label.astype(np.float64)
     assert soft.shape == own.shape
-    weight = lam.astype(np.float64)[:, None]
+    weight = lam.astype(np.float64).reshape(-1, *[1] * (own.ndim - 1))
     with np.errstate(all="ignore"):
         expected = weight * own + (1 - weight) * own[partner]
     finite = np.isfinite(own) & np.isfinite(own[partner])
     scale = np.maximum(1, np.maximum(np.abs(own), np.abs(own[partner])))
     assert (np.abs(soft - expected) <= 4e-7 * scale)[finite].all()
     assert np.isfinite(soft[finite]).all()
-    sums = label.sum(axis=1, dtype=np.float64) if label.ndim == 2 else np.ones(size)
-    if (sums == 1).all():
+    if own.ndim == 2 and (own.sum(axis=1) == 1).all():
         np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-6)
 
 
