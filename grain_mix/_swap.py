@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Above this the product of `swap_by_product` has more arithmetic than a TPU does in the time that
-# the bytes take.
+# What the compilers for v5e, v5p and v6e estimate: a product with more records has more arithmetic
+# than a TPU does in the time that the bytes take; one of 32 bits with fewer moves more bytes than
+# a swap does.
 LARGEST_PRODUCT = 512
+SMALLEST_PRODUCT_OF_32_BITS = 128
 
 
 def partners(batch_size: int) -> np.ndarray:
@@ -26,12 +28,14 @@ def swap(x: jax.Array) -> jax.Array:
 
 
 def can_be_product(x: jax.Array) -> bool:
-    """Whether `swap_by_product` may be used: where all of `x` is known to lie on one device.
+    """Whether `swap_by_product` pays, and may be used: all of `x` must lie on one device.
 
-    Otherwise the product would need records of other devices. Inside `shard_map` it is known;
-    under a plain `jit` it is not.
+    Otherwise the product would need records of other devices. Inside `shard_map` it is known that
+    they do; under a plain `jit` it is not.
     """
-    return jax.sharding.get_abstract_mesh().are_all_axes_manual and len(x) <= LARGEST_PRODUCT
+    smallest = SMALLEST_PRODUCT_OF_32_BITS if x.dtype.itemsize == 4 else 2
+    pays = smallest <= len(x) <= LARGEST_PRODUCT
+    return pays and jax.sharding.get_abstract_mesh().are_all_axes_manual
 
 
 @jax.custom_jvp
@@ -50,10 +54,12 @@ def swap_by_product(x: jax.Array) -> jax.Array:
     if size == 1:
         swapped = _product(bits, jnp.bfloat16, None)
     elif size == 2:
-        swapped = _product(bits, jnp.float32, jax.lax.Precision.HIGH)  # two factors of 8 bits
+        wide = bits.astype(jnp.int32)
+        swapped = _product(wide, jnp.float32, jax.lax.Precision.HIGH)  # two factors of 8 bits
     else:
-        low = _product(bits & 255, jnp.bfloat16, None)
-        high = _product(bits >> 8, jnp.float32, jax.lax.Precision.HIGHEST)  # three
+        low = _product((bits & 255).astype(jnp.uint8), jnp.bfloat16, None)
+        upper = (bits >> 8).astype(jnp.int32)
+        high = _product(upper, jnp.float32, jax.lax.Precision.HIGHEST)  # three
         swapped = high << 8 | low
     swapped = swapped.astype(unsigned)
     return swapped.astype(x.dtype) if is_bool else jax.lax.bitcast_convert_type(swapped, x.dtype)
@@ -70,7 +76,7 @@ def _product(numbers: jax.Array, dtype: Any, precision: Any) -> jax.Array:
     matrix = jnp.asarray(np.eye(len(numbers), dtype=np.float32)[partners(len(numbers))], dtype)
     swapped = jax.lax.dot_general(
         matrix,
-        numbers.astype(jnp.int32).astype(dtype),
+        numbers.astype(dtype),
         (((1,), (0,)), ((), ())),
         precision=precision,
         preferred_element_type=jnp.float32,
