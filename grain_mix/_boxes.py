@@ -146,8 +146,28 @@ def is_of_instances(mask: Any, boxes: Any, image: Any, axes: tuple[int, ...]) ->
     """Whether a field has a mask for each box: `[B, N, H, W]`, with sizes as the image's."""
     if len(mask.shape) != 4 or len(boxes.shape) != 3 or mask.shape[1] != boxes.shape[1]:
         return False
-    sizes = tuple(image.shape[axis] for axis in sorted(axes)) if axes else mask.shape[2:]
-    return bool(mask.shape[2:] == sizes)
+    return mask.shape[2:] in sizes_of(image, axes)
+
+
+def sizes_of(image: Any, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Height and width of an image; without axes, as they are with channels last and first."""
+    if axes:
+        return [tuple(image.shape[axis] for axis in sorted(axes))]
+    return [image.shape[1:3], image.shape[2:4]]
+
+
+def check_instances(
+    where: str, key: str, mask: Any, boxes: Any, image: Any, axes: tuple[int, ...]
+) -> None:
+    """Checks that a field beside boxes which is no label map has a mask for each box."""
+    sizes = sizes_of(image, axes)
+    if len(mask.shape) != 4 or mask.shape[1:3] in sizes:
+        return
+    if mask.shape[2:] in sizes and mask.shape[1] in (1, image.shape[1]):
+        return  # a label map with channels first
+    came = f"{key!r} is {describe(mask)}, with {boxes.shape[1]} boxes in {describe(image)}"
+    fix = "pad masks as the boxes are, or pass one label map [B, H, W]"
+    fail(ValueError, where, came, "a mask for each box, [B, N, H, W]", fix)
 
 
 def mix_instances(own: jax.Array, draw: Draw, axes: tuple[int, ...]) -> jax.Array:

@@ -18,16 +18,16 @@ from grain_mix import _weigh, _words
 from grain_mix._swap import can_be_product, swap, swap_by_product
 
 LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
-Optional = jax.Array | None
+ArrayOrNone = jax.Array | None
 
 
 def blend(
     x: jax.Array,
-    lam: Optional = None,
-    box: Optional = None,
+    lam: ArrayOrNone = None,
+    box: ArrayOrNone = None,
     spatial_axes: tuple[int, ...] = (),
     *,
-    partner: Optional = None,
+    partner: ArrayOrNone = None,
 ) -> jax.Array:
     """`lam·x + (1-lam)·y` outside the box and `y` inside, where `y` are the partners of `x`.
 
@@ -58,9 +58,9 @@ def blend(
 def in_rows(
     axes: tuple[int, ...],
     x: jax.Array,
-    lam: Optional,
-    box: Optional,
-    partner: Optional,
+    lam: ArrayOrNone,
+    box: ArrayOrNone,
+    partner: ArrayOrNone,
     on_cpu: bool = False,
 ) -> jax.Array:
     """With what comes after the last spatial axis merged into it.
@@ -85,7 +85,7 @@ def in_rows(
 
 
 def in_pixels(
-    axes: tuple[int, ...], x: jax.Array, lam: Optional, box: Optional, partner: Optional
+    axes: tuple[int, ...], x: jax.Array, lam: ArrayOrNone, box: ArrayOrNone, partner: ArrayOrNone
 ) -> jax.Array:
     """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
     use_product = partner is None and can_be_product(x)
@@ -102,7 +102,7 @@ def in_pixels(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def in_words(
-    axes: tuple[int, ...], x: jax.Array, lam: Optional, box: Optional, partner: Optional
+    axes: tuple[int, ...], x: jax.Array, lam: ArrayOrNone, box: ArrayOrNone, partner: ArrayOrNone
 ) -> jax.Array:
     """In words of 32 bits, for GPUs, where rows of narrow dtypes are whole words."""
     rows, width = _as_rows(axes, x, box)
@@ -131,7 +131,7 @@ def _tangents(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
     return in_words(axes, *primals), tangent
 
 
-def _partners(x: jax.Array, partner: Optional) -> jax.Array:
+def _partners(x: jax.Array, partner: ArrayOrNone) -> jax.Array:
     return swap(x) if partner is None else x[partner]
 
 
@@ -140,7 +140,7 @@ def _along(lam: jax.Array, x: jax.Array) -> jax.Array:
     return lam.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _as_rows(axes: tuple[int, ...], x: jax.Array, box: Optional) -> tuple[jax.Array, int]:
+def _as_rows(axes: tuple[int, ...], x: jax.Array, box: ArrayOrNone) -> tuple[jax.Array, int]:
     """`x` with merged axes, and how many entries of a row make up one pixel."""
     last = max(axes) if box is not None else 1
     merged = last if box is None or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1

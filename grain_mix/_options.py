@@ -38,7 +38,7 @@ def option(where: str, field: str, value: Any) -> Any:
         fail(TypeError, where, came, "True or False", "pass one of them")
     if field == "min_visible":
         return _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.1")
-    if field == "image_key" or field in ("pair_keys", "box_keys"):
+    if field in ("image_key", "pair_keys", "box_keys"):
         return _keys(where, field, value)
     if field == "seed_key":
         return _key(where, field, value)
@@ -96,10 +96,11 @@ def _minmax(where: str, came: str, value: Any) -> tuple[float, float]:
 
 def _num_classes(where: str, came: str, value: Any) -> int | tuple[int | None, ...]:
     if isinstance(value, tuple) and value:
-        for entry in value:
-            if entry is not None:
-                _num_classes(where, came, None if isinstance(entry, tuple) else entry)
-        return tuple(None if entry is None else int(entry) for entry in value)
+        return tuple(None if entry is None else _count(where, came, entry) for entry in value)
+    return _count(where, came, value)
+
+
+def _count(where: str, came: str, value: Any) -> int:
     if not (is_int(value) and 0 < value < 2**31):
         fix = "pass the number of classes, or None if labels are [B, K] already"
         error = ValueError if is_int(value) else TypeError

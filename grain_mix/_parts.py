@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from grain_mix._axes import axes_in, check_pixels
 from grain_mix._blend import check_dtype
-from grain_mix._boxes import is_of_instances, mix_instances
+from grain_mix._boxes import check_instances, is_of_instances, mix_instances
 from grain_mix._draw import Draw
 from grain_mix._errors import describe, fail
 from grain_mix._formula import blend
@@ -108,6 +108,9 @@ class LabelMaps:
             check_dtype(where, key, fields[key].dtype, averaged=False)
             check_pixels(where, key, fields[key].shape)
             if not self._of_instances(key, fields, axes):
+                if self.boxes is not None:
+                    boxes, image = fields[self.boxes], fields[self.image]
+                    check_instances(where, key, fields[key], boxes, image, axes)
                 check_sizes(where, key, fields[key], self.image, fields[self.image], axes)
 
     def check_values(self, where: str, fields: Mapping[str, Any]) -> None:

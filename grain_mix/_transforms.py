@@ -291,6 +291,9 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         fields = {
             key: _fields.find(where, batch, key, paths[key], fix) for key, fix in fixes.items()
         }
+        if isinstance(batch, tuple) and list(paths.values()).count(paths[seed_key]) > 1:
+            came = f"no seeds at the end of a tuple of {len(batch)}"
+            fail(KeyError, where, came, "one seed per record", self._fix_for_seeds())
         _options.check_names(where, [(key, _fields.show(paths[key] or ())) for key in fields])
         for part in self._parts:
             for key in part.adds:

@@ -214,6 +214,13 @@ class Pair(grain.transforms.Map):
         return element["image"], element["label"]
 
 
+def test_a_tuple_without_seeds() -> None:
+    batch = np.zeros((4, 5, 5, 3), np.uint8), np.arange(4, dtype=np.int32)
+    transform = gm.MixUpBatch(num_classes=4, image_key=0, label_key=1)
+    with pytest.raises(KeyError, match=r"no seeds at the end of a tuple of 2; .*gm\.RecordSeed"):
+        transform.map(batch)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_tuples_in_grains_loader(workers: int, rng: np.random.Generator) -> None:
     records = [
