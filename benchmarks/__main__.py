@@ -13,6 +13,7 @@ SUBJECTS = {
     "device": "mixing on an accelerator, beside a copy on it",
     "pipeline": "a whole Grain loader, with and without mixing",
     "compiled": "what XLA's compilers make of it for GPUs and TPUs that are not here",
+    "stacking": "from records to a mixed batch on the host",
     "scaling": "batch size, image side, devices, classes and memory",
 }
 

@@ -6,16 +6,12 @@ trains a tiny detector on scenes whose boxes are known exactly (see `scenes.py`)
 and writes `detection.png`: mixed pictures with their boxes, each with its class and weight.
 """
 
-import argparse
-import pathlib
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import picture
 import scenes
 from absl import flags
 from flax import nnx
@@ -38,34 +34,9 @@ MIX = gm.MixBatch(
 
 def main() -> None:
     """Trains, then draws."""
-    args = parse_arguments()
     net = Detector(nnx.Rngs(0))
     optimizer = nnx.Optimizer(net, optax.adam(2e-3), wrt=nnx.Param)
-    losses = []
-    batches = iter(load(scenes.Scenes(64 * args.steps)))
-    for _ in range(args.steps):
-        losses.append(float(train_step(net, optimizer, next(batches))))
-    few = max(1, args.steps // 5)
-    print(f"loss {np.mean(losses[:few]):.3f} at first, {np.mean(losses[-few:]):.3f} at last")
-    picture.save(draw(next(iter(load(scenes.Scenes(64, seed=1))))), args.output)
-    print(f"wrote {args.output}")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--output", type=pathlib.Path, default="detection.png")
-    return parser.parse_args()
-
-
-def load(source: Any) -> grain.DataLoader:
-    """Returns one epoch of mixed batches."""
-    return grain.DataLoader(
-        data_source=source,
-        sampler=grain.samplers.IndexSampler(len(source), shuffle=True, seed=0, num_epochs=1),
-        operations=[gm.RecordSeed(), grain.transforms.Batch(64, drop_remainder=True), MIX],
-    )
+    scenes.train(MIX, lambda batch: train_step(net, optimizer, batch), draw, "detection.png")
 
 
 class Detector(nnx.Module):

@@ -5,14 +5,22 @@ later parts leave visible, and the label map says for each pixel which part show
 guessed by a network and nothing is downloaded.
 """
 
+import argparse
 import dataclasses
 import functools
 import importlib.resources
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import data
+import grain
 import numpy as np
+import picture
+from matplotlib.figure import Figure
 from PIL import Image
+
+import grain_mix as gm
 
 SIDE = 96
 MOST = 3  # objects in a scene
@@ -74,3 +82,31 @@ def bounds(pixels: np.ndarray) -> tuple[int, int, int, int]:
     if not len(rows):
         return 0, 0, 0, 0
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def load(mix: gm.MixBatch, count: int, seed: int = 0) -> grain.DataLoader:
+    """Returns one epoch of mixed batches."""
+    source: Any = Scenes(count, seed)
+    return grain.DataLoader(
+        data_source=source,
+        sampler=grain.samplers.IndexSampler(count, shuffle=True, seed=0, num_epochs=1),
+        operations=[gm.RecordSeed(), grain.transforms.Batch(64, drop_remainder=True), mix],
+    )
+
+
+def train(
+    mix: gm.MixBatch,
+    train_step: Callable[[Any], Any],
+    draw: Callable[[Any], Figure],
+    output: str,
+) -> None:
+    """Trains for `--steps`, prints the loss, and draws a batch of other scenes to `--output`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--output", type=pathlib.Path, default=output)
+    args = parser.parse_args()
+    losses = [float(train_step(batch)) for batch in load(mix, 64 * args.steps)]
+    few = max(1, args.steps // 5)
+    print(f"loss {np.mean(losses[:few]):.3f} at first, {np.mean(losses[-few:]):.3f} at last")
+    picture.save(draw(next(iter(load(mix, 64, seed=1)))), args.output)
+    print(f"wrote {args.output}")

@@ -540,7 +540,7 @@ def check_boxes(
     for i in range(size):
         j = reference.partner_of(i, size)
         ids = np.concatenate([fields["class"][i], fields["class"][j]])
-        np.testing.assert_array_equal(out["class"][i], ids)
+        np.testing.assert_array_equal(out["class"][i], ids.astype(out["class"].dtype))
         outside = 1.0 if draw.outside is None else float(draw.outside[i])
         rectangle = None
         if draw.box is not None and (draw.box[i, :, 0] < draw.box[i, :, 1]).all() and size > 1:
