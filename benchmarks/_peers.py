@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import grain_mix as gm
+from benchmarks import _maps
 
 ALPHA = 1.0  # for both, so that a typical draw mixes a lot
 
@@ -62,8 +63,18 @@ def _fields(x: Inputs) -> dict[str, np.ndarray]:
 
 
 def ours_jitted(x: Inputs) -> Iterator[Side]:
+    yield from _jitted(x, _ours(x))
+
+
+def ours_by_maps(x: Inputs) -> Iterator[Side]:
+    """Floats in the column of MixUp, `bool` in that of CutMix."""
+    maps = zip(KINDS, (_maps.fade, _maps.band), strict=True)
+    yield from _jitted(x, {k: gm.WeightMapMixBatch(m, num_classes=x.classes) for k, m in maps})
+
+
+def _jitted(x: Inputs, transforms: dict[str, Any]) -> Iterator[Side]:
     placed = jax.device_put(_fields(x), jax.local_devices(backend="cpu")[0])
-    for kind, transform in _ours(x).items():
+    for kind, transform in transforms.items():
         mix = jax.jit(transform.mix)
 
         def run(mix: Any = mix) -> Any:
@@ -247,6 +258,7 @@ def datarax(x: Inputs) -> Iterator[Side]:
 
 SIDES: dict[str, Callable[[Inputs], Iterator[Side]]] = {
     "grain_mix, inside jit": ours_jitted,
+    "grain_mix by a weight map, inside jit": ours_by_maps,
     "grain_mix": ours,
     "NumPy": numpy,
     "JAX recipe, jitted": jax_recipe,

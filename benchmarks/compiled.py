@@ -19,12 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import grain_mix as gm
-from benchmarks import _report, _sass, _topologies
+from benchmarks import _maps, _report, _sass, _topologies
 
 TRANSFORMS: dict[str, Any] = {
     "MixUp": gm.MixUpBatch,
     "CutMix": gm.CutMixBatch,
     "both": gm.MixBatch,
+    "a bool map": functools.partial(gm.WeightMapMixBatch, _maps.band),
+    "a float map": functools.partial(gm.WeightMapMixBatch, _maps.fade),
 }
 DTYPES = ("uint8", "bfloat16", "float32")
 COLLECTIVES = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+"

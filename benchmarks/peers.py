@@ -33,7 +33,8 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
         setting=f"Batches of {size} x {side} x {side} x 3, {classes} classes, α = 1; medians of "
         f"{rounds} alternating rounds, as multiples of the jitted copy; in brackets the "
         "milliseconds that pass, and those of processor time over all threads; freed memory "
-        "is kept for the next call (see NOTES.md).",
+        "is kept for the next call (see NOTES.md). A weight map of floats stands in the columns of "
+        "MixUp, one that is bool in those of CutMix.",
         rows=rows
         + [{"side": side, "skipped": why} for why, all_ in skipped.items() for side in all_],
         table=_table(rows),

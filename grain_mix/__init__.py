@@ -8,7 +8,8 @@ The modules, in the order in which a batch meets them:
 - `_transforms`: MixUpBatch, CutMixBatch, MixBatch: what is drawn, which parts are mixed, and where
 - `_options`: the parameters of a transform, checked when it is made
 - `_fields`: finding and replacing the fields of a batch
-- `_draw`: from seeds to λ, partner and box
+- `_maps`: maps of weights, from a user's function
+- `_draw`: from seeds to λ, partner and box, or map
 - `_parts`, `_labels`, `_boxes`: images and label maps, labels and pairs, boxes and instance masks:
   each checks its fields and mixes them
 - `_formula`: the two formulas, as one, in the form that each platform runs best
@@ -28,7 +29,7 @@ from grain_mix._loader import LoaderDataset
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
 from grain_mix._stack import aligned_stack
-from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch
+from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch, WeightMapMixBatch
 from grain_mix._version import __version__
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "MixUpBatch",
     "PairedSampler",
     "RecordSeed",
+    "WeightMapMixBatch",
     "__version__",
     "aligned_stack",
     "cutmix",

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._errors import describe, fail
+from grain_mix._maps import WeightMap, maps_of
 from grain_mix._swap import partners, swap
 
 ONE = 1 << 24  # λ = 1 on the grid
+BYTES = ((0, 255), (8, 255), (16, 511))  # shifts and masks that part a weight on the grid
 
 
 @jax.tree_util.register_dataclass
@@ -27,18 +29,23 @@ class Draw:
 
     Attributes:
         lam: `float32 [B]`, a record's own weight in its label, which is also the fraction of its
-            own pixels (CutMix) or their weight (MixUp). Its partner has the weight `1 - lam`.
+            own pixels (CutMix) or their weight (MixUp). Its partner has the weight `1 - lam`. It
+            is NaN for a record whose weight map has values outside [0, 1].
         partner: `int32 [B]`, the batch position of the record that each is mixed with.
         box: `int32 [B, n, 2]`, `(start, stop)` along each of the n spatial axes of the box that
             comes from the partner, empty where a record is not cut; `None` for MixUp.
         outside: `float32 [B]`, the weight of a record's own pixels outside its box: `lam` for
             MixUp, 1 for CutMix; `None` where it is always 1.
+        weights: `[B, *lengths]`, `bool` or `float32`, the weight map that each record is mixed
+            with: the weights of its own pixels along the spatial axes; `None` without a
+            `weight_map`.
     """
 
     lam: jax.Array
     partner: jax.Array
     box: jax.Array | None
     outside: jax.Array | None
+    weights: jax.Array | None = None
 
 
 def check_seeds(where: str, key: str, value: Any) -> int:
@@ -74,13 +81,22 @@ def share(mode: str, seeds: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a transform draws: MixUp, CutMix (an alpha that is `None` rules it out) or either."""
+    """What a transform draws: MixUp, CutMix (an alpha that is `None` rules it out) or either.
+
+    With a `weight_map`, `mixup_alpha` is that of the λ that the map is made for.
+    """
 
     prob: float
     mixup_alpha: float | None = None
     cutmix_alpha: float | None = None
     switch_prob: float = 1.0
     minmax: tuple[float, float] | None = None
+    weight_map: WeightMap | None = None
+
+    @property
+    def blends(self) -> bool:
+        """Whether a draw may be MixUp."""
+        return self.mixup_alpha is not None and self.weight_map is None
 
 
 def draw(
@@ -96,6 +112,9 @@ def draw(
     mixed = _chance(gate, recipe.prob)
     if valid is not None:
         mixed = mixed & valid & swap(valid)
+    if recipe.weight_map is not None:
+        lam, weights = _by_map(raw_maps(recipe, seeds, lengths), mixed)
+        return Draw(lam, partner, None, None, weights)
     if recipe.cutmix_alpha is None:
         assert recipe.mixup_alpha is not None
         lam = _lam(mixed, beta(quantile, recipe.mixup_alpha))
@@ -122,6 +141,39 @@ def draw(
     kept = outside_box / (outside_box + inside)
     lam = jnp.where(cut, kept, np.float32(1) if outside is None else outside)
     return Draw(lam, partner, jnp.where(cut[:, None, None], box, np.int32(0)), outside)
+
+
+def raw_maps(recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    """`[B, *lengths]`: what the function makes of each record's λ and key."""
+    assert recipe.weight_map is not None
+    assert recipe.mixup_alpha is not None
+    _, (quantile, _), words = _random_bits(seeds, 3)
+    lam = beta(quantile, recipe.mixup_alpha).astype(jnp.float32) / np.float32(ONE)
+    keys = jax.random.wrap_key_data(words.T, impl="threefry2x32")
+    return maps_of(recipe.weight_map, keys, lam, lengths)
+
+
+def _by_map(maps: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The label's weights `float32 [B]`, which are the means of the maps, and the maps' weights."""
+    axes = tuple(range(1, maps.ndim))
+    each = mixed.reshape(-1, *[1] * len(axes))
+    size = np.float32(math.prod(maps.shape[1:]))
+    if maps.dtype == jnp.bool_:
+        weights = maps | ~each
+        kept = weights.sum(axes, dtype=jnp.int32).astype(jnp.float32)
+        return kept / (kept + (size - kept)), weights  # not over the constant, as in `draw`
+    maps = maps.astype(jnp.float32)
+    is_weight = (maps >= 0) & (maps <= 1)
+    on_grid = jnp.rint(jnp.where(is_weight, maps, 0) * np.float32(ONE)).astype(jnp.uint32)
+    on_grid = jnp.where(each, on_grid, np.uint32(ONE))
+    # Byte by byte, since float32 would lose what integers sum exactly, up to 2²⁴ pixels.
+    total = sum(
+        ((on_grid >> shift) & mask).sum(axes, dtype=jnp.uint32) * np.float32(2.0**shift / ONE)
+        for shift, mask in BYTES
+    )
+    lam = jnp.where((on_grid == ONE).all(axes), np.float32(1), jnp.minimum(total / size, 1))
+    lam = jnp.where(mixed & ~is_weight.all(axes), np.float32(np.nan), lam)
+    return lam, on_grid.astype(jnp.float32) / np.float32(ONE)
 
 
 def _lam(mixed: jax.Array, weight: jax.Array) -> jax.Array:

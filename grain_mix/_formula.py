@@ -1,7 +1,8 @@
-"""The two formulas, which are one: each pixel is its own record's, its partner's, or a blend.
+"""The formulas, which are one: each pixel is its own record's, its partner's, or a blend.
 
-MixUp   λ·x + (1-λ)·x_partner                    https://arxiv.org/abs/1710.09412
-CutMix  x_partner inside the box, x outside      https://arxiv.org/abs/1905.04899
+MixUp         λ·x + (1-λ)·x_partner                    https://arxiv.org/abs/1710.09412
+CutMix        x_partner inside the box, x outside      https://arxiv.org/abs/1905.04899
+a weight map  w·x + (1-w)·x_partner, w for each pixel
 
 `blend` is the only place where a platform gets a program of its own. Each gives the same bits.
 """
@@ -27,24 +28,29 @@ def blend(
     box: ArrayOrNone = None,
     spatial_axes: tuple[int, ...] = (),
     *,
+    weights: ArrayOrNone = None,
     partner: ArrayOrNone = None,
 ) -> jax.Array:
     """`lam·x + (1-lam)·y` outside the box and `y` inside, where `y` are the partners of `x`.
 
     `x` is `[B, ...]`, `lam` `float32 [B]`, `box` `int32 [B, n, 2]`. `None` for `lam` means 1, for
-    `box` no box, and for `partner` that records 2k and 2k+1 are partners.
+    `box` no box, and for `partner` that records 2k and 2k+1 are partners. A map of `weights`
+    `[B, *lengths]`, `bool` or `float32` on the grid of λ, takes the place of `lam` and `box`.
     """
+    if lam is None and box is None and weights is None:
+        return x
     if len(x) == 1 or 0 in x.shape:
         return x  # its own partner; weights that add up to 1 could still round
     if x.ndim == 1:
-        return blend(x[:, None], lam, box, spatial_axes, partner=partner)[:, 0]
+        return blend(x[:, None], lam, partner=partner)[:, 0]
     rows = functools.partial(in_rows, spatial_axes)
     if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
-        return rows(x, lam, box, partner)
+        return rows(x, lam, box, weights, partner)
     mixed: jax.Array = jax.lax.platform_dependent(
         x,
         lam,
         box,
+        weights,
         partner,
         cpu=functools.partial(in_rows, spatial_axes, on_cpu=True),
         cuda=functools.partial(in_words, spatial_axes),
@@ -60,6 +66,7 @@ def in_rows(
     x: jax.Array,
     lam: ArrayOrNone,
     box: ArrayOrNone,
+    weights: ArrayOrNone,
     partner: ArrayOrNone,
     on_cpu: bool = False,
 ) -> jax.Array:
@@ -67,9 +74,11 @@ def in_rows(
 
     So compilers vectorise over a whole row and not over three channels.
     """
-    own, width = _as_rows(axes, x, box)
+    own, width = _as_rows(axes, x, box is not None or weights is not None)
     other = _partners(own, partner)
     mixed = own
+    if weights is not None:
+        return _by_map(_over(weights, axes, own, width), own, other, on_cpu).reshape(x.shape)
     if lam is not None:
         mixed = _weigh.weighted_mean(own, other, _along(lam, own), in_16_bits=on_cpu)
     if box is not None:
@@ -85,11 +94,18 @@ def in_rows(
 
 
 def in_pixels(
-    axes: tuple[int, ...], x: jax.Array, lam: ArrayOrNone, box: ArrayOrNone, partner: ArrayOrNone
+    axes: tuple[int, ...],
+    x: jax.Array,
+    lam: ArrayOrNone,
+    box: ArrayOrNone,
+    weights: ArrayOrNone,
+    partner: ArrayOrNone,
 ) -> jax.Array:
     """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
     use_product = partner is None and can_be_product(x)
     other = swap_by_product(x) if use_product else _partners(x, partner)
+    if weights is not None:
+        return _by_map(_over(weights, axes, x, 1), x, other)
     mixed = x if lam is None else _weigh.weighted_mean(x, other, _along(lam, x))
     if box is not None:
         # One mask after another, or a map of all pixels would be kept for their conjunction.
@@ -102,19 +118,28 @@ def in_pixels(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def in_words(
-    axes: tuple[int, ...], x: jax.Array, lam: ArrayOrNone, box: ArrayOrNone, partner: ArrayOrNone
+    axes: tuple[int, ...],
+    x: jax.Array,
+    lam: ArrayOrNone,
+    box: ArrayOrNone,
+    weights: ArrayOrNone,
+    partner: ArrayOrNone,
 ) -> jax.Array:
     """In words of 32 bits, for GPUs, where rows of narrow dtypes are whole words."""
-    rows, width = _as_rows(axes, x, box)
-    if not _words.can_pack(rows):
-        return in_rows(axes, x, lam, box, partner)
+    rows, width = _as_rows(axes, x, box is not None or weights is not None)
+    by_floats = weights is not None and weights.dtype != jnp.bool_  # a word has several weights
+    if by_floats or not _words.can_pack(rows):
+        return in_rows(axes, x, lam, box, weights, partner)
     own = _words.pack(rows)
     other = _partners(own, partner)
     mixed = own
     if lam is not None:
         mixed = _words.weighted_mean(own, other, _along(lam, own), x.dtype)
+    entry = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    if weights is not None:
+        mask = _words.pack(_as_bits(_over(~weights, axes, rows, width), entry))
+        mixed = _weigh.choose(mask, mixed, other)
     if box is not None:
-        entry = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
         masks = [
             _as_bits(mask, jnp.uint32)
             if mask.shape[-1] == 1
@@ -140,10 +165,37 @@ def _along(lam: jax.Array, x: jax.Array) -> jax.Array:
     return lam.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _as_rows(axes: tuple[int, ...], x: jax.Array, box: ArrayOrNone) -> tuple[jax.Array, int]:
+def _by_map(
+    weights: jax.Array, own: jax.Array, other: jax.Array, on_cpu: bool = False
+) -> jax.Array:
+    """Mixed by weights `[B, ...]`, `bool` or floats, which have the shape of the pixels."""
+    if weights.dtype != jnp.bool_:
+        return _weigh.weighted_mean(own, other, weights, in_16_bits=on_cpu)
+    inside = ~weights
+    if own.dtype in (jnp.uint8, jnp.int8):
+        inside = _as_bits(inside, own.dtype)
+    return _weigh.choose(inside, own, other)
+
+
+def _over(weights: jax.Array, axes: tuple[int, ...], x: jax.Array, width: int) -> jax.Array:
+    """A map `[B, *lengths]`, its axes in the order of `x`'s, to broadcast against `x`.
+
+    Along the last of them each weight counts for `width` entries.
+    """
+    order = np.argsort(axes)
+    turned = weights.transpose(0, *(1 + int(k) for k in order))
+    if width > 1:
+        turned = jnp.repeat(turned, width, axis=-1)
+    shape = [1] * x.ndim
+    for axis, length in zip((0, *sorted(axes)), turned.shape, strict=True):
+        shape[axis] = length
+    return turned.reshape(shape)
+
+
+def _as_rows(axes: tuple[int, ...], x: jax.Array, has_axes: bool) -> tuple[jax.Array, int]:
     """`x` with merged axes, and how many entries of a row make up one pixel."""
-    last = max(axes) if box is not None else 1
-    merged = last if box is None or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
+    last = max(axes) if has_axes else 1
+    merged = last if not has_axes or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
     rows = x.reshape(*x.shape[:merged], math.prod(x.shape[merged:]))
     return rows, rows.shape[last] // x.shape[last]
 

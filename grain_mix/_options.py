@@ -13,6 +13,7 @@ from grain_mix._axes import as_axes
 from grain_mix._boxes import FORMATS
 from grain_mix._draw import ONE
 from grain_mix._errors import did_you_mean, fail, is_int, kind, name, quote
+from grain_mix._maps import check_function
 from grain_mix._place import check_sharding
 
 MODES = ("elem", "pair", "batch")
@@ -38,6 +39,8 @@ def option(where: str, field: str, value: Any) -> Any:
         fail(TypeError, where, came, "True or False", "pass one of them")
     if field == "min_visible":
         return _number(where, came, value, 1, "a number from 0 to 1", "pass one like 0.1")
+    if field == "weight_map":
+        check_function(where, value)
     if field in ("image_key", "pair_keys", "box_keys"):
         return _keys(where, field, value)
     if field == "seed_key":

@@ -78,7 +78,13 @@ class Images:
         self, fields: Mapping[str, jax.Array], draw: Draw, axes: tuple[int, ...]
     ) -> dict[str, jax.Array]:
         return {
-            key: blend(fields[key], draw.outside, draw.box, axes_in(fields[key].ndim, axes))
+            key: blend(
+                fields[key],
+                draw.outside,
+                draw.box,
+                axes_in(fields[key].ndim, axes),
+                weights=draw.weights,
+            )
             for key in self.keys
         }
 
@@ -125,7 +131,8 @@ class LabelMaps:
             if self._of_instances(key, fields, axes):
                 mixed[key] = mix_instances(own, draw, axes)
                 continue
-            cut = own if draw.box is None else blend(own, None, draw.box, axes_in(own.ndim, axes))
+            ours = axes_in(own.ndim, axes)
+            cut = blend(own, None, draw.box, ours, weights=draw.weights)
             mixed[key] = jnp.stack([cut, swap(own)], axis=1) if self.in_pairs else cut
             if self.in_pairs:
                 outside = draw.outside

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
-from grain_mix import _draw, _fields, _options, _place
+from grain_mix import _draw, _fields, _maps, _options, _place
 from grain_mix._axes import axes_of
+from grain_mix._blend import check_dtype
 from grain_mix._boxes import Boxes
 from grain_mix._calls import into_jax
 from grain_mix._errors import describe, fail, is_array, is_int, quote
@@ -54,6 +55,10 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
             where, self.sparse_labels, self.label_smoothing, self.label_key, self.num_classes
         )
         _options.check_boxes(where, self.boxes_key, self.box_format, self.box_keys)
+        if self.boxes_key is not None and self._recipe.weight_map is not None:
+            came = f"boxes_key={self.boxes_key!r} with a weight map"
+            fix = "use CutMixBatch, or drop boxes_key: what a map leaves of a box is no box"
+            fail(ValueError, where, came, "boxes_key=None", fix)
         names = [(part.option, key) for part in self._parts for key in part.keys]
         names += [("seed_key", str(self.seed_key))]
         names += [("valid_key", str(self.valid_key))] if self.valid_key is not None else []
@@ -74,7 +79,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
     @property
     def _parts(self) -> tuple[Part, ...]:
         """What is mixed: the only place to add a new kind of field."""
-        images, blends = _options.as_tuple(self.image_key), self._recipe.mixup_alpha is not None
+        images, blends = _options.as_tuple(self.image_key), self._recipe.blends
         parts: list[Part] = [Images(images, averaged=blends)]
         boxes = None if self.boxes_key is None else str(self.boxes_key)
         if boxes is not None:
@@ -118,7 +123,9 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         warn_of_equal_seeds(arrays[str(self.seed_key)], valid)
         with into_jax():
             if self.sharding is None:
-                mixed = jax.device_get(_mix(self, _place.to_host(arrays)))
+                mixed, lam = jax.device_get(_mix(self, _place.to_host(arrays)))
+                if lam is not None:
+                    self._check_lam(fields[str(self.seed_key)], lam, self._lengths(fields))
                 return _fields.replace(element, self._changes(element, mixed))
             return self._map_to_devices(self.sharding, element, arrays)
 
@@ -185,7 +192,10 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         fields = self._checked(batch)
         with into_jax():
             arrays = {key: _place.as_array(value) for key, value in fields.items()}
-            return _fields.replace(batch, self._changes(batch, _mix(self, arrays)))
+            mixed, lam = _mix(self, arrays)
+            if lam is not None:
+                self._check_lam(arrays[str(self.seed_key)], lam, self._lengths(arrays))
+            return _fields.replace(batch, self._changes(batch, mixed))
 
     def draw(
         self, seeds: ArrayLike, image_shape: tuple[int, ...], valid: ArrayLike | None = None
@@ -216,8 +226,13 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
             _draw.check_valid(where, "valid", valid, size)
         lengths = tuple(shape[axis] for axis in axes)
         with into_jax():
+            if self._recipe.weight_map is not None:
+                _maps.check_result(where, self._recipe.weight_map, lengths)
             real = None if valid is None else _place.as_array(valid)
-            drawn: _draw.Draw = _draw_jitted(self, _place.as_array(seeds), real, lengths)
+            seeds = _place.as_array(seeds)
+            drawn: _draw.Draw = _draw_jitted(self, seeds, real, lengths)
+            if drawn.weights is not None:
+                self._check_lam(seeds, drawn.lam, lengths)
         return drawn
 
     def output_spec(self, input_spec: Any) -> Any:
@@ -245,7 +260,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
             for key, x in fields.items()
         }
         with into_jax():
-            mixed = jax.eval_shape(functools.partial(_mix, self), shapes)
+            mixed, _ = jax.eval_shape(functools.partial(_mix, self), shapes)
         out = {
             key: grain.experimental.ShapeDtypeStruct((size, *spec.shape[1:]), spec.dtype)
             for key, spec in mixed.items()
@@ -314,25 +329,60 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         for part in self._parts:
             part.check(where, fields, axes)
             part.check_values(where, fields)
+        self._check_map(where, fields)
         return fields
+
+    def _check_map(self, where: str, fields: Mapping[str, Any]) -> None:
+        """Checks that a weight map fits the images, and all that is mixed with it."""
+        function = self._recipe.weight_map
+        if function is None:
+            return
+        with into_jax():
+            is_bool = _maps.check_result(where, function, self._lengths(fields))
+        if is_bool:
+            return
+        for key in self._parts[0].keys:
+            check_dtype(where, key, fields[key].dtype, averaged=True)
+        if self.mask_key is not None:
+            came = f"mask_key={self.mask_key!r}, but weight_map returns floats"
+            fail(TypeError, where, came, "bool, since class ids have no average", "return bool")
+
+    def _check_lam(self, seeds: Any, lam: Any, lengths: tuple[int, ...]) -> None:
+        """Checks that all weights of a map were in [0, 1], if they are known."""
+        if not _fields.has_values(lam) or not np.isnan(lam).any():
+            return
+        shared = _draw.share(self.mode, _place.as_array(seeds))
+        seed = shared[int(np.argmax(np.isnan(lam)))]
+        weights = np.asarray(_draw.raw_maps(self._recipe, seed[None], lengths))
+        came = f"weight_map gives weights from {weights.min()} to {weights.max()} for seed {seed}"
+        fix = "divide by the largest possible weight, or use jnp.clip"
+        fail(ValueError, type(self).__name__, came, "weights from 0 to 1", fix)
+
+    def _lengths(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
+        """How long the first image is along the axes of the box."""
+        shape = fields[self._parts[0].keys[0]].shape
+        return tuple(shape[axis] for axis in self._axes_in(fields))
 
     def _axes_in(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
         """The axes of the box in the first image, counted from the front."""
         first = self._parts[0].keys[0]
         return axes_of(type(self).__name__, self._axes, first, fields[first].shape)
 
-    def _mix_parts(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Draws, and mixes each part with what was drawn."""
-        axes = self._axes_in(fields)
-        image = fields[self._parts[0].keys[0]]
-        lengths = tuple(image.shape[axis] for axis in axes)
+    def _mix_parts(
+        self, fields: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], jax.Array | None]:
+        """Draws, and mixes each part with what was drawn.
+
+        With a weight map, λ `[B]` comes too, to be checked.
+        """
+        axes, lengths = self._axes_in(fields), self._lengths(fields)
         seeds = _draw.share(self.mode, fields[str(self.seed_key)])
         valid = None if self.valid_key is None else fields[str(self.valid_key)]
         draw = _draw.draw(self._recipe, seeds, lengths, valid)
         mixed: dict[str, jax.Array] = {}
         for part in self._parts:
             mixed |= part.mix(fields, draw, axes)
-        return mixed
+        return mixed, None if draw.weights is None else draw.lam
 
 
 def _added(
@@ -348,7 +398,9 @@ def _added(
 
 # One jitted function for all: the transform is a static argument, compared by value.
 @functools.partial(jax.jit, static_argnums=0)
-def _mix(transform: MixedBatch, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _mix(
+    transform: MixedBatch, fields: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], jax.Array | None]:
     where, key = type(transform).__name__, str(transform.seed_key)
     split = _place.explicit_split(where, fields)
     if split is None:
@@ -361,7 +413,7 @@ def _mix(transform: MixedBatch, fields: dict[str, jax.Array]) -> dict[str, jax.A
     mix = jax.shard_map(
         transform._mix_parts, mesh=split.mesh, in_specs=(split.spec,), out_specs=split.spec
     )
-    mixed: dict[str, jax.Array] = mix(fields)
+    mixed: tuple[dict[str, jax.Array], jax.Array | None] = mix(fields)
     return mixed
 
 
@@ -383,7 +435,7 @@ def _mix_sharded(
     # No pair crosses a device, so each device mixes its own part and none talks to another.
     parts = PartitionSpec(_place.SLICES)
     mix = jax.shard_map(transform._mix_parts, mesh=mesh, in_specs=(parts,), out_specs=parts)
-    mixed: dict[str, jax.Array] = mix(fields)
+    mixed: dict[str, jax.Array] = mix(fields)[0]
     return mixed
 
 
@@ -658,6 +710,105 @@ class MixBatch(MixedBatch):
             switch_prob=self.switch_prob,
             minmax=self.cutmix_minmax,
         )
+
+    @property
+    def _axes(self) -> tuple[int, ...] | None:
+        return self.spatial_axes
+
+
+@_options.explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class WeightMapMixBatch(MixedBatch):
+    """Mixes by a map of weights that your function makes: `w·x + (1-w)·x_partner` per pixel.
+
+    Any method that decides for each pixel how much is whose is a function of ten lines: FMix,
+    GridMix, SmoothMix, patches of a ViT, bands of a spectrogram. The own label's weight is the mean
+    of the map. For `bool` maps that is pixels kept / pixels, exactly, up to 2²⁴ pixels. For
+    floats it is the mean to 10⁻⁶.
+
+    Put it after `Batch`, and `RecordSeed` before `Batch`. Records 2k and 2k+1 of a batch are each
+    other's partners. A last record without a neighbour takes the one before it. A batch of one
+    record comes back unmixed.
+
+    Args:
+        weight_map: a function `(key, lam, lengths)` of JAX operations, for one record. `key` is a
+            JAX key, the record's own. `lam` is λ ~ Beta(α, α), a `float32` scalar. `lengths` are
+            the image's lengths along `spatial_axes`, a tuple of ints. It returns the weights of the
+            record's own pixels, `bool` or floats in [0, 1], of shape `lengths`. Floats are rounded
+            to multiples of 2⁻²⁴. Define the function once, at module level: a new function object
+            is compiled anew, and worker processes must be able to import it.
+        alpha: α > 0 of the λ that the function gets.
+        spatial_axes: axes of the image that the map has: `(1, 2)` for `[B, H, W, C]`, `(2, 3)` for
+            `[B, C, H, W]`, `(1,)` for audio `[B, T, ...]`, `(1, 2, 3)` for video and volumes.
+            `None` is (1, 2), but an error if axis 1 looks like channels (it has 1, 3 or 4 entries,
+            and the last axis has not).
+        num_classes: K. Class ids, integers `[B]` or `[B, 1]`, become one-hot `[B, K]`. `None`:
+            labels are floats already, `[B, K]` or any targets `[B, ...]`. For several labels, one
+            int for all, or a tuple with an entry for each.
+        label_smoothing: ε in [0, 1]: the targets are 1 - ε + ε/K and ε/K instead of 1 and 0, before
+            mixing.
+        sparse_labels: if `True`, the label becomes `int32 [B, 2]`, own and partner's class id, and
+            a field `label_weight` `float32 [B, 2]` is added. For K too large for `[B, K]`.
+        prob: chance in [0, 1] that a draw mixes at all.
+        mode: `"elem"`: each record has its own draw. `"pair"`: each pair shares the draw of its
+            first record. `"batch"`: the whole batch shares the draw of its first record.
+        image_key: name of the image field, or a tuple of names of images that share a draw.
+            `uint8`, `uint16`, `uint32`, `int8`, `int16`, `int32`, `float16`, `bfloat16` or
+            `float32` `[B, ...]`; `bool` too if the map is. The dtype stays. A `bool` map copies
+            every value exactly. With weights that are floats, integers are rounded to nearest,
+            halves up, and floats are blended in float32.
+        label_key: name of the label field, or a tuple of names. `None`: there is none. Labels come
+            out as `float32`. Any field's name may be a path `"inputs/image"` into nested dicts, or
+            an int, the position in a tuple; then the seed is the last element.
+        pair_keys: names of fields of any dtype and shape, such as captions, token ids or weights.
+            They come out as `[B, 2, ...]`, own and partner's, and a field `label_weight`
+            `float32 [B, 2]` is added.
+        mask_key: name of a label map `[B, ...]` of any image dtype, or a tuple of names, for
+            weight maps that are `bool`. It is cut as the image is.
+        boxes_key, box_format, box_keys, min_visible: not for weight maps, since what a map leaves
+            of a box is no box. `CutMixBatch` mixes boxes.
+        seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
+        valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
+            record stays unmixed. The field passes through. `None`: all records are real.
+        sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
+            the batch axis only: mixes on the devices, and returns global `jax.Array`s with that
+            sharding. Each process brings its own part of the batch. All processes hold the same
+            number of slices, and those that hold the same slices must bring the same records, as in
+            `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
+            worker process: put it after `LoaderDataset`.
+
+    Raises:
+        TypeError, ValueError: a parameter that cannot be, when the transform is made.
+        KeyError, TypeError, ValueError: a batch that does not fit, or a function that returns
+            another shape or dtype, before anything is computed.
+        ValueError: weights outside [0, 1] in `draw`, in `map` without a `sharding`, and in `mix`
+            outside `jit`. Elsewhere values are not known: then the weights of that record's label
+            become NaN, and so does the loss.
+
+    See `docs/weight_maps.md` for recipes. FMix: https://arxiv.org/abs/2002.12047
+
+    >>> import jax.numpy as jnp
+    >>> def halves(key, lam, lengths):
+    ...     height, width = lengths
+    ...     return jnp.broadcast_to(jnp.arange(width) < lam * width, lengths)
+    >>> batch = {
+    ...     "image": np.arange(2, dtype=np.uint8).repeat(64).reshape(2, 8, 8, 1),
+    ...     "label": np.array([0, 1]),
+    ...     "mix_seed": np.array([5, 6], np.uint32),
+    ... }
+    >>> mixed = WeightMapMixBatch(halves, num_classes=2).map(batch)
+    >>> bool((mixed["label"][:, 1] == mixed["image"].mean(axis=(1, 2, 3))).all())
+    True
+    """
+
+    weight_map: _maps.WeightMap
+    alpha: float = 1.0
+    _: dataclasses.KW_ONLY
+    spatial_axes: tuple[int, ...] | None = None
+
+    @property
+    def _recipe(self) -> _draw.Recipe:
+        return _draw.Recipe(prob=self.prob, mixup_alpha=self.alpha, weight_map=self.weight_map)
 
     @property
     def _axes(self) -> tuple[int, ...] | None:

@@ -83,12 +83,22 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Gen
     lengths = np.array([sizes[axis] for axis in axes])
     box = np.sort(rng.integers(0, lengths[:, None] + 1, (sizes[0], len(axes), 2)), axis=-1)
     box = box.astype(np.int32)
-    for arguments in ((lam, None, None), (None, box, None), (lam, box, None)):
+    weights = rng.integers(0, 2**24 + 1, (sizes[0], *lengths)).astype(np.float32) / 2**24
+    weights[rng.random(weights.shape) < 0.2] = 1
+    weights[rng.random(weights.shape) < 0.2] = 0
+    for arguments in (
+        (lam, None, None, None),
+        (None, box, None, None),
+        (lam, box, None, None),
+        (None, None, weights, None),
+        (None, None, weights < 0.5, None),
+    ):
+        averaged = arguments[0] is not None or arguments[2] is weights
         expected = bits(run("rows", axes, x, *arguments))
         for path in PATHS:
             mixed = bits(run(path, axes, x, *arguments))
             same = mixed == expected
-            if jnp.issubdtype(x.dtype, jnp.floating) and arguments[0] is not None:
+            if jnp.issubdtype(x.dtype, jnp.floating) and averaged:
                 # A NaN that is computed may have any payload.
                 with np.errstate(invalid="ignore"):  # NumPy's, for NaNs that signal
                     same |= np.isnan(mixed.view(x.dtype)) & np.isnan(expected.view(x.dtype))
@@ -101,7 +111,7 @@ def test_all_bytes_on_all_paths(path: str, rng: np.random.Generator) -> None:
     x = np.stack(np.meshgrid(np.arange(256), np.arange(256))).reshape(2, -1).astype(np.uint8)
     for lam in (0, 1 / 2**24, 1 / 256, 0.5, 1 - 1 / 2**24, 1, *rng.random(3)):
         weights = np.rint(np.array([lam, lam]) * 2**24).astype(np.float32) / np.float32(2**24)
-        mixed = run(path, (), jnp.asarray(x), weights, None, None)
+        mixed = run(path, (), jnp.asarray(x), weights, None, None, None)
         for own in (0, 1):
             expected = mixup_one(x[own], x[1 - own], weights[own])
             np.testing.assert_array_equal(mixed[own], expected)
@@ -126,7 +136,7 @@ def test_gradients_on_all_paths(path: str, dtype: str, rng: np.random.Generator)
     box = jnp.asarray(np.stack([start, start + 2], axis=-1), jnp.int32)
 
     def loss(x: jax.Array, lam: jax.Array, path: str) -> jax.Array:
-        return (run(path, (1, 2), x, lam, box, None).astype(jnp.float32) ** 2).sum()
+        return (run(path, (1, 2), x, lam, box, None, None).astype(jnp.float32) ** 2).sum()
 
     to_x, to_lam = jax.grad(loss, (0, 1))(x, lam, path)
     expected_x, expected_lam = jax.grad(loss, (0, 1))(x, lam, "rows")
