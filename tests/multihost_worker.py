@@ -126,16 +126,27 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         box_keys=("targets/class",),
         sharding=sharding,
     )
+    by_map = gm.WeightMapMixBatch(coins, num_classes=CLASSES, sharding=sharding)
+
+    def both(batch: dict[str, Any]) -> dict[str, Any]:
+        again = {key: batch[key] for key in ("image", "label", "mix_seed")}
+        return mix.map(batch) | {"by_map": by_map.map(again)}
+
     return grain.experimental.ThreadPrefetchIterDataset(
-        gm.LoaderDataset(loader).map(mix), prefetch_buffer_size=4
+        gm.LoaderDataset(loader).map(both), prefetch_buffer_size=4
     )
+
+
+def coins(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, lengths) < lam
 
 
 def digests(batch: dict[str, jax.Array]) -> list[str]:
     """A digest of each record that lies on this process's devices, whichever of them hold it."""
     found: dict[int, str] = {}
     fields = jax.tree.leaves(batch)
-    assert len(fields) == 9  # image, label, two of the map, five of the targets
+    # image, label, two of the map, five of the targets, two mixed by a weight map
+    assert len(fields) == 11
     for shards in zip(*(field.addressable_shards for field in fields), strict=True):
         assert len({str(shard.index[0]) for shard in shards}) == 1
         first = shards[0].index[0].start or 0

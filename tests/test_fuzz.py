@@ -51,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:grain_mix. several records of on
 def assert_is_ours(error: Exception) -> None:
     assert type(error) in (KeyError, TypeError, ValueError), error
     text = str(error.args[0])
-    where = r"(MixUpBatch|CutMixBatch|MixBatch|RecordSeed|PairedSampler|mixup|cutmix)(\.draw)?"
+    where = r"((MixUp|CutMix|Mix|WeightMapMix)Batch|RecordSeed|PairedSampler|mixup|cutmix)(\.draw)?"
     assert re.fullmatch(rf"{where}: .+; expected .+; .+", text, re.DOTALL), text
     assert len(text) < 2000, "quotes too much"
 
@@ -95,7 +95,15 @@ GOOD: dict[str, Any] = {
     "box_format": ["xyxy", "rel_yxyx"],
     "min_visible": [0.1, 0, 1],
 }
-CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch]
+CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch, gm.WeightMapMixBatch]
+
+
+def coins(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, lengths) < lam
+
+
+def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jnp.clip(jax.random.uniform(key, lengths, minval=-0.5, maxval=1) + lam, 0, 1)
 
 
 def good_values(field: str) -> list[Any]:
@@ -117,6 +125,8 @@ def test_parameters(data: st.DataObject) -> None:
         name: data.draw(ANYTHING if name == bad else st.sampled_from(good_values(name)), label=name)
         for name in chosen
     }
+    if cls is gm.WeightMapMixBatch and "weight_map" not in fields:
+        fields["weight_map"] = coins
     transform = try_out(lambda: cls(**fields))
     if transform is None:
         return
@@ -125,7 +135,8 @@ def test_parameters(data: st.DataObject) -> None:
     if transform.sharding is None:
         assert pickle.loads(pickle.dumps(transform)) == transform
     plain = (bool, int, float, str, tuple, type(None), jax.sharding.Sharding)
-    assert all(isinstance(value, plain) for value in vars(transform).values()), transform
+    others = [value for name, value in vars(transform).items() if name != "weight_map"]
+    assert all(isinstance(value, plain) for value in others), transform
 
     def drawn(seeds: Any) -> Any:
         return transform.draw(seeds, (4, 5, 6, 3))
@@ -227,9 +238,11 @@ def program(index: int) -> Program:
     def one(options: Any) -> Any:
         return options[rng.integers(len(options))]
 
-    cls = CLASSES[index % 3]
+    cls = CLASSES[index % 4]
+    weight_map = one([coins, fog])
     shape, axes = one(LAYOUTS)
-    dtype = one(DTYPES if cls is not gm.CutMixBatch else [*DTYPES, "bool"])
+    copies = cls is gm.CutMixBatch or (cls is gm.WeightMapMixBatch and weight_map is coins)
+    dtype = one([*DTYPES, "bool"] if copies else DTYPES)
     method = one(["map", "map", "jit", "sharded"])
     size = one([2, 4, 8] if method == "sharded" else [1, 2, 3, 4, 7])
     labels = one(LABELS)
@@ -254,23 +267,29 @@ def program(index: int) -> Program:
         own |= one([{}, {"num_classes": K}, {"label_smoothing": 0.1}])
     if cls is not gm.MixUpBatch:
         own["spatial_axes"] = axes
-        own |= one([{}, {"minmax" if cls is gm.CutMixBatch else "cutmix_minmax": (0.2, 0.9)}])
-        alphas = ("alpha",) if cls is gm.CutMixBatch else ("mixup_alpha", "cutmix_alpha")
+        alphas = ("mixup_alpha", "cutmix_alpha") if cls is gm.MixBatch else ("alpha",)
+        if cls is gm.WeightMapMixBatch:
+            own["weight_map"] = weight_map
+        else:
+            own |= one([{}, {"minmax" if cls is gm.CutMixBatch else "cutmix_minmax": (0.2, 0.9)}])
     else:
         alphas = ("alpha",)
     own |= {alpha: one([0.2, 1.0, 8, np.float32(0.7)]) for alpha in alphas}
     if rng.random() < 0.3:
         own["pair_keys"] = ("caption",)
         fields["caption"] = (one([(6,), (), (2, 3)]), one(["int64", "uint8", "float16", "bool"]))
-    if rng.random() < 0.3 and (cls is gm.MixUpBatch or len(axes) == 2):
+    no_map = cls is not gm.WeightMapMixBatch
+    if rng.random() < 0.3 and no_map and (cls is gm.MixUpBatch or len(axes) == 2):
         own |= {"boxes_key": "boxes", "box_format": "xyxy", "box_keys": ("class",)}
         fields["boxes"] = ((3, 4), one(["int32", "uint8", "float32", "int64"]))
         fields["class"] = ((3,), "int64")
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and (copies or no_map):
         own["mask_key"] = "mask"
         fields["mask"] = (one([shape, tuple(shape[a - (a > 0)] for a in axes)]), "uint8")
         if -1 in axes:
             fields["mask"] = (shape, "uint8")
+        if "boxes" in fields and shape[:1] == fields["boxes"][0][:1]:
+            del fields["mask"], own["mask_key"]  # would be masks of instances
     fields["mix_seed"] = ((), "uint32")
     if method == "sharded":
         devices = jax.devices()[: size // 2]
@@ -452,7 +471,8 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
     label_key, seeds = transform.label_key, np.asarray(batch["mix_seed"])
     keys = transform.image_key
     keys = keys if isinstance(keys, tuple) else (keys,)
-    in_pairs = transform.mask_key is not None and not isinstance(transform, gm.CutMixBatch)
+    cuts = isinstance(transform, gm.CutMixBatch | gm.WeightMapMixBatch)
+    in_pairs = transform.mask_key is not None and not cuts
     keys += () if transform.mask_key is None or in_pairs else (transform.mask_key,)
     others = {*transform.pair_keys, *transform.box_keys, transform.boxes_key, transform.mask_key}
     size = len(seeds)
@@ -486,7 +506,14 @@ def check_mixed(it: Program, batch: Mapping[Any, Any], out: dict[Any, Any]) -> N
         if x.ndim == 1 + len(axes):
             ours = tuple(1 + sorted(axes).index(axis) for axis in axes)
         for i in range(size):
-            check_pixels(x, y, i, float(lam[i]), None if box is None else box[i], ours)
+            if draw.weights is None:
+                check_pixels(x, y, i, float(lam[i]), None if box is None else box[i], ours)
+            else:
+                check_by_map(x, y, i, np.asarray(draw.weights), ours)
+    if draw.weights is not None:
+        mean = np.asarray(draw.weights).reshape(size, -1).mean(axis=1, dtype=np.float64)
+        exact = draw.weights.dtype == bool
+        np.testing.assert_allclose(lam, mean.astype(np.float32), rtol=0, atol=0 if exact else 1e-6)
     if box is not None and size > 1:
         lengths = tuple(shape[axis] for axis in axes)
         for i in range(size):
@@ -575,13 +602,38 @@ def check_pixels(
         expected = reference.cutmix_one(own, other, box, tuple(axis - 1 for axis in axes))
         assert y[i].tobytes() == expected.tobytes()
         return
-    if x.dtype.kind in "iu":
-        np.testing.assert_array_equal(y[i], reference.mixup_one(own, other, lam))
+    check_blend(own, other, y[i], lam)
+
+
+def check_by_map(
+    x: np.ndarray, y: np.ndarray, i: int, weights: np.ndarray, axes: tuple[int, ...]
+) -> None:
+    """The same, with a weight for each pixel."""
+    own, other = x[i], x[reference.partner_of(i, len(x))]
+    if len(x) == 1:
+        assert y[i].tobytes() == own.tobytes()
+        return
+    for position in np.ndindex(*weights.shape[1:]):
+        at: list[Any] = [slice(None)] * own.ndim
+        for axis, p in zip(axes, position, strict=True):
+            at[axis - 1] = p
+        a, b, mixed = (np.atleast_1d(z[tuple(at)]) for z in (own, other, y[i]))
+        w = float(weights[(i, *position)])
+        if w in (0, 1):
+            assert mixed.tobytes() == (a if w else b).tobytes()
+        else:
+            check_blend(a, b, mixed, w)
+
+
+def check_blend(own: np.ndarray, other: np.ndarray, y: np.ndarray, lam: float) -> None:
+    """Each value is the blend, between the two."""
+    if own.dtype.kind in "iu":
+        np.testing.assert_array_equal(y, reference.mixup_one(own, other, lam))
         return
     with np.errstate(all="ignore"):
         expected = reference.mixup_one(own, other, lam).astype(np.float64)
-        a, b, mixed = (z.astype(np.float64) for z in (own, other, y[i]))
-        slack = 4 * float(jnp.finfo(x.dtype).eps) * np.maximum(np.abs(a), np.abs(b)) + 1e-7
+        a, b, mixed = (z.astype(np.float64) for z in (own, other, y))
+        slack = 4 * float(jnp.finfo(own.dtype).eps) * np.maximum(np.abs(a), np.abs(b)) + 1e-7
         close = np.abs(mixed - expected) <= slack
         between = (np.minimum(a, b) - slack <= mixed) & (mixed <= np.maximum(a, b) + slack)
     finite = np.isfinite(a) & np.isfinite(b)

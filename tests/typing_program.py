@@ -15,6 +15,7 @@ from grain_mix import (
     MixUpBatch,
     PairedSampler,
     RecordSeed,
+    WeightMapMixBatch,
     aligned_stack,
     cutmix,
     mixup,
@@ -42,6 +43,13 @@ seeded = RecordSeed("mix_seed", id_key=("label",), seed=3)
 mixup_batch = MixUpBatch(alpha=0.4, num_classes=16, label_smoothing=0.1, mode="pair")
 cutmix_batch = CutMixBatch(1.0, minmax=(0.2, 0.8), num_classes=16, prob=0.5)
 mix_batch = MixBatch(0.8, 1.0, switch_prob=0.5, image_key=("image",), sparse_labels=True)
+
+
+def halves(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jax.numpy.broadcast_to(jax.numpy.arange(lengths[1]) < lam * lengths[1], lengths)
+
+
+by_map = WeightMapMixBatch(halves, alpha=0.5, num_classes=16)
 
 detection = MixBatch(
     image_key="inputs/image",
