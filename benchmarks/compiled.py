@@ -87,7 +87,7 @@ def _compile_for(
     }
     if devices[0].platform in ("cuda", "gpu"):
         kernels = _sass.kernels(compiled)
-        pixels = kernels[_largest_fusion(text)]
+        pixels = kernels[_fusion_of(text, 8 * image)]
         figures |= {
             "kernels": len(kernels),
             PER_BYTE: len(pixels) / _sass.bytes_stored(pixels),
@@ -121,14 +121,14 @@ def _bytes_accessed(compiled: Any) -> float | None:
     return analysis["bytes accessed"] if analysis else None
 
 
-def _largest_fusion(text: str) -> str:
-    """The kernel's name of the instruction with the largest result, in the program's entry."""
+def _fusion_of(text: str, size: int) -> str:
+    """The kernel's name of the instruction whose result has as many bits as the images."""
     entry = text[text.index("\nENTRY") :]
     sizes = {}
     for name, dtype, dims in re.findall(r"%(\S+) = (\w+)\[([\d,]*)\]\S* fusion\(", entry):
         bits = int(re.sub(r"\D", "", dtype) or 8)
         sizes[name] = bits * math.prod(int(d) for d in dims.split(",") if d)
-    return re.sub(r"[.-]", "_", max(sizes, key=lambda name: sizes[name]))
+    return re.sub(r"[.-]", "_", min(sizes, key=lambda name: abs(sizes[name] - size)))
 
 
 def _pod(classes: int) -> Iterator[dict[str, Any]]:

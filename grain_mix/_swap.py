@@ -57,7 +57,7 @@ def swap_by_product(x: jax.Array) -> jax.Array:
         wide = bits.astype(jnp.int32)
         swapped = _product(wide, jnp.float32, jax.lax.Precision.HIGH)  # two factors of 8 bits
     else:
-        low = _product((bits & 255).astype(jnp.uint8), jnp.bfloat16, None)
+        low = _product((bits & 255).astype(jnp.int32), jnp.bfloat16, None)
         upper = (bits >> 8).astype(jnp.int32)
         high = _product(upper, jnp.float32, jax.lax.Precision.HIGHEST)  # three
         swapped = high << 8 | low

@@ -108,8 +108,8 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
         Returns:
             The same, but new: images and label maps mixed, labels soft, the seeds removed, every
             other field as it came. Without a `sharding`, new arrays are read-only views of JAX's
-            memory. With one, all are global `jax.Array`s. Their devices may still be reading the
-            batch that came in, so write to its arrays only when the result is ready.
+            memory. With one, all are arrays over all processes. Their devices may still be reading
+            the batch that came in, so write to its arrays only when the result is ready.
         """
         where = type(self).__name__
         fields = self._checked(element)
@@ -187,7 +187,7 @@ class MixedBatch(grain.transforms.Map, abc.ABC):
                 size even.
 
         Returns:
-            What `map` returns, with `jax.Array`s for the fields that are mixed.
+            What `map` returns, with a `jax.Array` for each field that is mixed.
         """
         fields = self._checked(batch)
         with into_jax():
@@ -489,7 +489,7 @@ class MixUpBatch(MixedBatch):
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
-            the batch axis only: mixes on the devices, and returns global `jax.Array`s with that
+            the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
             `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
@@ -579,7 +579,7 @@ class CutMixBatch(MixedBatch):
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
-            the batch axis only: mixes on the devices, and returns global `jax.Array`s with that
+            the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
             `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
@@ -676,7 +676,7 @@ class MixBatch(MixedBatch):
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
-            the batch axis only: mixes on the devices, and returns global `jax.Array`s with that
+            the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
             `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
@@ -771,7 +771,7 @@ class WeightMapMixBatch(MixedBatch):
         valid_key: name of a field `bool [B]` that is `False` for padding. A pair with an invalid
             record stays unmixed. The field passes through. `None`: all records are real.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
-            the batch axis only: mixes on the devices, and returns global `jax.Array`s with that
+            the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
             `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a

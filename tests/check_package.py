@@ -3,7 +3,7 @@
     python tests/check_package.py    # needs the "dev" extra and a package index
 
 Checks what wheel and sdist hold, what `twine`, `pip check`, `mypy` and `pyright` say, and that the
-README's first recipe and a program that uses every public name run with nothing else installed.
+quickstart's recipe and a program that uses every public name run with nothing else installed.
 """
 
 import pathlib
@@ -17,10 +17,7 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "typing_program.py"
-SOURCE = """
-import numpy as np
-source = [{"image": np.full((8, 6, 3), i % 256, np.uint8), "label": i % 10} for i in range(300)]
-"""
+QUICKSTART = ROOT / "docs" / "start" / "quickstart.md"
 
 
 def run(*command: object, cwd: pathlib.Path) -> None:
@@ -36,7 +33,11 @@ def check_contents(dist: pathlib.Path) -> pathlib.Path:
     assert names == modules | {"grain_mix/py.typed"}, names
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(dist.parent / "sdist", filter="data")
     assert modules | {"grain_mix/py.typed", "LICENSE", "README.md", "pyproject.toml"} <= names
+    [source] = (dist.parent / "sdist").iterdir()
+    links = "tests/test_docs.py::test_every_link_leads_somewhere"
+    run(sys.executable, "-m", "pytest", "-q", "-n0", "tests/test_plan.py", links, cwd=source)
     return wheel
 
 
@@ -52,9 +53,8 @@ def main() -> None:
         run(python, "-m", "pip", "install", "-q", wheel, cwd=folder)
         run(python, "-m", "pip", "check", cwd=folder)
 
-        [recipe, *_] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-        shape = 'assert batch["image"].shape == (128, 8, 6, 3), batch["image"].shape\n'
-        (folder / "recipe.py").write_text(SOURCE + recipe + shape)
+        [recipe, *_] = re.findall(r"```python\n(.*?)```", QUICKSTART.read_text(), re.S)
+        (folder / "recipe.py").write_text(recipe)
         run(python, "-W", "error", folder / "recipe.py", cwd=folder)
         run(python, "-W", "error", PROGRAM, cwd=folder)
 

@@ -1,0 +1,49 @@
+"""Sphinx's settings. `python docs/build.py` builds the site."""
+
+import os
+import pathlib
+import shutil
+
+import grain_mix
+
+HERE = pathlib.Path(__file__).parent
+
+project = "grain_mix"
+author = "The grain_mix authors"
+copyright = "2026, the grain_mix authors"
+release = grain_mix.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+html_theme = "sphinx_book_theme"
+html_title = "grain_mix"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+
+# Docstrings are in Google's style, with code in single backticks.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_use_rtype = False
+
+# Their inventories are fetched, which a build without a network cannot do.
+intersphinx_mapping = {
+    "jax": ("https://docs.jax.dev/en/latest/", None),
+    "grain": ("https://google-grain.readthedocs.io/en/latest/", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+}
+if "READTHEDOCS" not in os.environ:
+    intersphinx_mapping = {}
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+# Code blocks run in `tests/test_docs.py`, and the notebook when it is renewed.
+nb_execution_mode = "off"
+
+shutil.copy(HERE.parent / "examples" / "tutorial.ipynb", HERE / "start" / "tutorial.ipynb")
