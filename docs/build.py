@@ -12,4 +12,4 @@ HERE = pathlib.Path(__file__).parent
 
 if __name__ == "__main__":
     folder = sys.argv[1] if sys.argv[1:] else str(HERE.parent / "build" / "site")
-    sys.exit(main(["-W", "--keep-going", "-q", "-b", "html", str(HERE), folder]))
+    sys.exit(main(["-E", "-W", "--keep-going", "-q", "-b", "html", str(HERE), folder]))

@@ -24,7 +24,7 @@ exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
 html_title = "grain_mix"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 
 # Docstrings are in Google's style, with code in single backticks.
 default_role = "code"
@@ -41,7 +41,7 @@ intersphinx_mapping = {
 if "READTHEDOCS" not in os.environ:
     intersphinx_mapping = {}
 
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 # Code blocks run in `tests/test_docs.py`, and the notebook when it is renewed.
 nb_execution_mode = "off"

@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=pathlib.Path, help=f"default: {data.CACHE}")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it's not there")
     parser.add_argument("--compare", action="store_true", help="all of --mix, side by side")
-    parser.add_argument("--readme", type=pathlib.Path, help="where --compare renews its table")
+    parser.add_argument("--page", type=pathlib.Path, help="where --compare renews its table")
     return parser.parse_args()
 
 

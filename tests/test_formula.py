@@ -86,13 +86,10 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Gen
     weights = rng.integers(0, 2**24 + 1, (sizes[0], *lengths)).astype(np.float32) / 2**24
     weights[rng.random(weights.shape) < 0.2] = 1
     weights[rng.random(weights.shape) < 0.2] = 0
-    for arguments in (
-        (lam, None, None, None),
-        (None, box, None, None),
-        (lam, box, None, None),
-        (None, None, weights, None),
-        (None, None, weights < 0.5, None),
-    ):
+    draws = [(lam, None, None, None), (None, box, None, None), (lam, box, None, None)]
+    if dtype in ("uint8", "bfloat16", "float32"):
+        draws += [(None, None, weights, None), (None, None, weights < 0.5, None)]
+    for arguments in draws:
         averaged = arguments[0] is not None or arguments[2] is weights
         expected = bits(run("rows", axes, x, *arguments))
         for path in PATHS:

@@ -109,8 +109,8 @@ def test_cifar10(tmp_path: pathlib.Path) -> None:
 def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "SEEDS", range(2))
     monkeypatch.setattr(compare, "STEPS", 3)
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- compare -->\nold\n<!-- /compare -->\nafter\n")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- compare -->\nold\n<!-- /compare -->\nafter\n")
     compare.main(
         argparse.Namespace(
             data="digits",
@@ -118,18 +118,18 @@ def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
             workdir=tmp_path,
             learning_rate=0.1,
             momentum=0.9,
-            readme=readme,
+            page=page,
         )
     )
     table = (tmp_path / "compare.md").read_text()
     number = r"\d+\.\d+ ± \d+\.\d+"
-    assert re.findall(rf"^\| (\w+)(?: \| {number}){{4}} \|$", table, re.MULTILINE) == [
+    assert re.findall(rf"^\| (\w+)(?: \| {number}){{7}} \|$", table, re.MULTILINE) == [
         "none",
         "mixup",
         "cutmix",
         "both",
     ]
-    text = readme.read_text()
+    text = page.read_text()
     assert text == f"before\n<!-- compare -->\n{table}\n<!-- /compare -->\nafter\n"
     with Image.open(tmp_path / "compare.png") as image:
         assert image.width > 900
@@ -145,3 +145,26 @@ def test_calibration_error(rng: np.random.Generator) -> None:
     labels[:3] = 1  # three of the first twenty less are right, two of the others more
     labels[37:39] = 0
     assert compare.calibration_error(log_probs[order], labels[order]) == pytest.approx(5 / 40)
+
+
+def test_temperature(rng: np.random.Generator) -> None:
+    """Predictions that are twice too sure are calibrated after it, and others stay so."""
+    logits = rng.normal(size=(20_000, 5))
+    probabilities = np.exp(compare.scaled(logits, 0.0))
+    labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    for factor in (1, 2, 0.5):
+        log_probs = compare.scaled(factor * logits, 0.0)
+        assert compare.error_after_temperature(log_probs, labels) < 0.03
+    assert compare.calibration_error(compare.scaled(2 * logits, 0.0), labels) > 0.1
+
+
+def test_wrong_labels_and_hidden_squares(rng: np.random.Generator) -> None:
+    records = [{"image": i, "label": i % 10} for i in range(200)]
+    wrong = compare.with_wrong_labels(records, 0.4, 10, seed=3)
+    changed = [a["label"] != b["label"] for a, b in zip(records, wrong, strict=True)]
+    assert sum(changed) == 80
+    assert compare.with_wrong_labels(records, 0, 10, seed=3) == records
+    images = rng.integers(128, 256, (50, 8, 8, 1), np.uint8)
+    hidden = compare.with_hidden_square(images)
+    assert ((hidden == 127).sum(axis=(1, 2, 3)) == 16).all()
+    assert (hidden[hidden != 127] == images[hidden != 127]).all()

@@ -79,8 +79,9 @@ def by_hand(x: np.ndarray, weights: np.ndarray, axes: tuple[int, ...]) -> np.nda
 
 
 @each_kind
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*((shape, "uint8") for shape in SHAPES), ("images", "float32")]
+)
 def test_pixels_and_labels(kind: str, shape: str, dtype: str, rng: np.random.Generator) -> None:
     sizes, axes = SHAPES[shape]
     batch = batch_of(rng, sizes, dtype)
@@ -104,7 +105,7 @@ def test_pixels_and_labels(kind: str, shape: str, dtype: str, rng: np.random.Gen
     np.testing.assert_allclose(mixed["label"], expected, rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int8", "int32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["uint16", "int8", "bfloat16"])
 @each_kind
 def test_other_dtypes(kind: str, dtype: str, rng: np.random.Generator) -> None:
     batch = batch_of(rng, (4, 5, 4, 1), dtype)
@@ -119,7 +120,7 @@ def test_other_dtypes(kind: str, dtype: str, rng: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.parametrize("lengths", [(4096, 4095), (13, 4099), (2**24 - 1,)])
+@pytest.mark.parametrize("lengths", [(4096, 4095), (2**20 + 1,)])
 def test_label_weights_of_large_maps(lengths: Lengths, rng: np.random.Generator) -> None:
     """Exact for bool, and to 10⁻⁶ for floats, where a sum of float32 would be off by 10⁻³."""
     seeds = rng.integers(2**32, size=2, dtype=np.uint32)
@@ -227,7 +228,7 @@ def test_prob_valid_and_modes(kind: str, rng: np.random.Generator) -> None:
 # --- the same record, the same map ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [coins, fog, *weight_maps.RECIPES.values()])
+@pytest.mark.parametrize("recipe", [coins, weight_maps.fmix, weight_maps.smoothmix])
 def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
     transform = gm.WeightMapMixBatch(recipe, label_key=None)
     seeds = rng.integers(2**32, size=32, dtype=np.uint32)
