@@ -20,7 +20,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     skipped: dict[str, list[str]] = {}
-    for dtype in ("uint8", "float32"):
+    for dtype in ("uint8",) if quick else ("uint8", "float32"):
         x = _peers.Inputs(
             rng.integers(0, 256, (size, side, side, 3)).astype(dtype),
             rng.integers(0, classes, size).astype(np.int32),

@@ -4,7 +4,8 @@ MixUp         λ·x + (1-λ)·x_partner                    https://arxiv.org/abs
 CutMix        x_partner inside the box, x outside      https://arxiv.org/abs/1905.04899
 a weight map  w·x + (1-w)·x_partner, w for each pixel
 
-`blend` is the only place where a platform gets a program of its own. Each gives the same bits.
+`blend` is the only place where a platform gets a program of its own. Each gives the same bits, but
+for floats that a map of floats weighs: there the last bit may differ between platforms.
 """
 
 import functools

@@ -785,7 +785,7 @@ class WeightMapMixBatch(MixedBatch):
             outside `jit`. Elsewhere values are not known: then the weights of that record's label
             become NaN, and so does the loss.
 
-    See `docs/weight_maps.md` for recipes. FMix: https://arxiv.org/abs/2002.12047
+    The guide to weight maps has recipes. FMix: https://arxiv.org/abs/2002.12047
 
     >>> import jax.numpy as jnp
     >>> def halves(key, lam, lengths):

@@ -99,6 +99,9 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Gen
                 # A NaN that is computed may have any payload.
                 with np.errstate(invalid="ignore"):  # NumPy's, for NaNs that signal
                     same |= np.isnan(mixed.view(x.dtype)) & np.isnan(expected.view(x.dtype))
+            if jnp.issubdtype(x.dtype, jnp.floating) and arguments[2] is weights:
+                # Compilers fuse a product into a sum in one program and not in another.
+                same |= np.abs(mixed.astype(np.int64) - expected.astype(np.int64)) <= 1
             assert same.all(), (path, mixed[~same], expected[~same])
 
 

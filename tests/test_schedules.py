@@ -1,4 +1,4 @@
-"""The schedules of `docs/schedules.md`, resumed from a checkpoint at each step."""
+"""The schedules of `docs/guides/schedules.md`, resumed from a checkpoint at each step."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "schedules.md"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "guides" / "schedules.md"
 
 
 @pytest.fixture(scope="module")
