@@ -128,6 +128,9 @@ def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
             for r in rows
             if r["dtype"] == dtype and r["kind"] in ("", kind) and r["task"] in ("", task)
         ]
+        if not chosen:  # a quick run has one dtype
+            axes.set_axis_off()
+            continue
         values = {row["side"]: row["ratio"] for row in chosen}
         _report.bars(axes, values, f"{kind}, {dtype}", "time / time of a jitted copy")
         axes.set_xscale("log")

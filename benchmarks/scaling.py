@@ -30,7 +30,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
         sizes, sides = [8, 32, 128, 256, 1024, 4096], [32, 64, 128, 224, 384]
         classes, devices, size, side = [10, 1000, 21_841], [1, 2, 4, 8], 256, 224
     rows: list[dict[str, Any]] = []
-    for name in ("MixUp", "CutMix"):
+    for name in ("MixUp",) if quick else ("MixUp", "CutMix"):
         batches = {f"B = {b}, side 32": (b, min(32, side)) for b in sizes}
         batches |= {f"B = {b}, side {side}": (b, side) for b in sizes if b * side**2 * 3 <= LIMIT}
         rows += _group(

@@ -33,7 +33,7 @@ TIMES = int(os.environ.get("GRAIN_MIX_FUZZ", "1"))
 # A program compiles for a second and then runs for a millisecond, so few are tried in each run;
 # they differ from run to run, but in CI.
 FIRST_PROGRAM = 0 if "CI" in os.environ else np.random.default_rng().integers(2**31)
-PROGRAMS = 10 * TIMES
+PROGRAMS = 8 * TIMES
 
 fuzz = functools.partial(
     settings,

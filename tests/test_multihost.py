@@ -124,11 +124,11 @@ def train(processes: Processes, folder: pathlib.Path, **config: Any) -> list[dic
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """200 steps, 20 epochs, in one process on one device."""
+    """80 steps, 8 epochs, in one process on one device."""
     folder = tmp_path_factory.mktemp("single")
     processes = Processes(folder)
     try:
-        [seen] = train(processes, folder, count=1, devices=1, steps=200)
+        [seen] = train(processes, folder, count=1, devices=1, steps=80)
     finally:
         processes.end()
     return seen
@@ -145,7 +145,7 @@ MESHES = {
 def test_the_same_training(
     mesh: str, single: dict[str, Any], processes: Processes, tmp_path: pathlib.Path
 ) -> None:
-    hosts = train(processes, tmp_path, **MESHES[mesh], steps=200)
+    hosts = train(processes, tmp_path, **MESHES[mesh], steps=80)
     for host in hosts[1:]:
         assert host["params_bytes"] == hosts[0]["params_bytes"]
     for key, expected in single["params"].items():
