@@ -33,7 +33,7 @@ TIMES = int(os.environ.get("GRAIN_MIX_FUZZ", "1"))
 # A program compiles for a second and then runs for a millisecond, so few are tried in each run;
 # they differ from run to run, but in CI.
 FIRST_PROGRAM = 0 if "CI" in os.environ else np.random.default_rng().integers(2**31)
-PROGRAMS = 8 * TIMES
+PROGRAMS = 6 * TIMES
 
 fuzz = functools.partial(
     settings,
@@ -394,7 +394,7 @@ EXTRAS: dict[str, Any] = {
 }
 
 
-@fuzz(max_examples=1500 * TIMES)
+@fuzz(max_examples=1000 * TIMES)
 @given(data=st.data())
 def test_batches(data: st.DataObject) -> None:
     index = int(FIRST_PROGRAM + data.draw(st.integers(0, PROGRAMS - 1), label="program"))
