@@ -71,7 +71,7 @@ LAYOUTS = {  # shape of a record, spatial axes of the batch
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(list(MAKE)),
     layout=st.sampled_from(list(LAYOUTS)),
