@@ -46,7 +46,7 @@ def frequencies(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def patches(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...], side: int = 16) -> jax.Array:
     """Random patches, such as the tokens of a ViT: each is wholly one record's.
 
-    TokenMix has a chapter on them: Liu et al., https://arxiv.org/abs/2207.08409
+    TokenMix mixes at this level: Liu et al., https://arxiv.org/abs/2207.08409
     """
     rows, columns = (-(-length // side) for length in lengths)
     rank = jax.random.permutation(key, rows * columns).reshape(rows, columns)

@@ -783,7 +783,7 @@ class WeightMapMixBatch(MixedBatch):
             another shape or dtype, before anything is computed.
         ValueError: weights outside [0, 1] in `draw`, in `map` without a `sharding`, and in `mix`
             outside `jit`. Elsewhere values are not known: then the weights of that record's label
-            become NaN, and so does the loss.
+            become NaN, and so does the loss. Without labels nothing tells, so look at `draw` first.
 
     The guide to weight maps has recipes. FMix: https://arxiv.org/abs/2002.12047
 
