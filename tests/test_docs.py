@@ -1,6 +1,7 @@
 """The Python blocks of each page are one program."""
 
 import importlib.util
+import linecache
 import os
 import pathlib
 import re
@@ -13,34 +14,46 @@ import numpy as np
 import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
-# Those of libraries that the extra `test` lacks run in the nightly job.
+BLOCK = re.compile(r"(?:<!-- needs (\w+) -->\n+)?```python\n(.*?)```", re.DOTALL)
+# In a Python of its own, since these libraries set it up.
+ALONE = ("with", "coming_from")
 PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if "```python" in page.read_text()]
 
 
+def blocks_of(page: pathlib.Path) -> list[str]:
+    """Those whose library is installed. The extra `test` has Keras, the nightly job has all."""
+    found = BLOCK.findall(page.read_text())
+    libraries = {library for library, _ in found if library}
+    missing = {library for library in libraries if importlib.util.find_spec(library) is None}
+    blocks = [block for library, block in found if library not in missing]
+    if not blocks:
+        pytest.skip(f"{missing} is not installed; the nightly job has it")
+    return blocks
+
+
 def run(page: pathlib.Path) -> dict[str, Any]:
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert blocks
     names: dict[str, Any] = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+    for number, block in enumerate(blocks_of(page)):
+        name = f"<{page.relative_to(DOCS)}, block {number}>"
+        linecache.cache[name] = (len(block), None, block.splitlines(keepends=True), name)
+        exec(compile(block, name, "exec"), names)
     return names
 
 
 def run_alone(page: pathlib.Path) -> None:
-    program = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     environment = os.environ | {"PYTHONPATH": str(DOCS.parent / "examples"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(blocks_of(page))],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_a_page_runs(page: pathlib.Path) -> None:
-    for library in re.findall(r"<!-- needs (\w+) -->", page.read_text()):
-        if importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed; the nightly job has it")
-    if page.parent.name == "with":  # in a Python of its own, since these libraries set it up
+    if page.parent.name in ALONE:
         run_alone(page)
         return
     names = run(page)
@@ -51,7 +64,7 @@ def test_a_page_runs(page: pathlib.Path) -> None:
         indexed = names["gm"].RecordSeed(id_key="index", seed=names["run_seed"])
         seeds = {int(indexed.random_map({"index": i})["mix_seed"]) for i in range(96)}
         assert len(seeds) == 96
-    if page.name == "devices.md":
+    if page == DOCS / "guides" / "devices.md":
         batch, split = names["batch"], names["sharding"]
         assert (batch["image"].shape, batch["image"].sharding) == ((64, 8, 6, 3), split)
         assert next(iter(names["dataset"]))["label"].sharding == split
