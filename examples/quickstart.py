@@ -125,7 +125,7 @@ def draw_picture(rows: Mapping[str, Batch], names: Sequence[str], path: pathlib.
     """Draws the first four pairs of each batch, each image under its soft label."""
     gap = 0.1  # between pairs, in widths of an image
     widths = [1, 1, gap, 1, 1, gap, 1, 1, gap, 1, 1]
-    figure = Figure((10.5, 7.9), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.07))
+    figure = Figure((10.5, 1.975 * len(rows)), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.07))
     bands: Any = figure.subfigures(len(rows), height_ratios=[0.9] + [1] * (len(rows) - 1))
     for band, (title, batch) in zip(bands, rows.items(), strict=True):
         band.suptitle(title, x=0.005, ha="left", family="monospace", weight="bold")
@@ -140,8 +140,9 @@ def draw_picture(rows: Mapping[str, Batch], names: Sequence[str], path: pathlib.
 
 
 def describe(label: np.ndarray, names: Sequence[str]) -> str:
-    """Returns the classes of a soft label, the heaviest first, each a line like "0.63 coffee"."""
-    return "\n".join(f"{label[k]:.2f} {names[k]}" for k in np.argsort(-label) if label[k] >= 0.005)
+    """Returns a soft label's two classes, the heavier first, each a line like "0.63 coffee"."""
+    two = np.argsort(-label)[:2]
+    return "\n".join(f"{label[k]:.2f} {names[k]}" for k in two if label[k] >= 0.005)
 
 
 if __name__ == "__main__":
