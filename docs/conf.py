@@ -24,6 +24,8 @@ exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
 html_title = "grain_mix"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 
 # Docstrings are in Google's style, with code in single backticks.

@@ -19,7 +19,7 @@ class PairedSampler:
     on how Grain deals them out: with H hosts of W workers each (1 if there are none) it has
     G = H·W readers, and reader g = w·H + h, which is worker w of host h, gets the indices g, g + G,
     g + 2G, ... of the sampler. Through this sampler, each reader gets whole pairs (2j, 2j+1) of the
-    one that it wraps:
+    one that it wraps::
 
         PairedSampler[2G·b + g]     = sampler[2G·b + 2g]        for b = 0, 1, ...
         PairedSampler[2G·b + g + G] = sampler[2G·b + 2g + 1]    and g = 0, ..., G - 1
@@ -30,7 +30,7 @@ class PairedSampler:
     shares a block of 2G with the next.
 
     The last block is incomplete if 2G does not divide the length n, that of all epochs. With
-    t = n mod 2G and p = max(t - G, 0), of these t records
+    t = n mod 2G and p = max(t - G, 0), of these t records::
 
         readers g < p                get a pair, as above
         readers p <= g < min(t, G)   get one record, sampler[n - t + p + g]
