@@ -1,10 +1,17 @@
 """Fixtures for all tests."""
 
 import atexit
+import contextlib
+import importlib.metadata
 import os
+import pathlib
+import platform
 import shutil
 import signal
+import sys
 import tempfile
+import time
+import zlib
 
 import hypothesis
 import numpy as np
@@ -13,12 +20,64 @@ from absl import flags
 
 # Eight devices for the tests of sharding; read when JAX starts its first platform.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# Grain's workers and the examples' processes need not compile again what this process has, or each
-# other. Each of pytest's processes has its own: JAX may read an entry that another still writes.
-CACHE = tempfile.mkdtemp(prefix="grain_mix-tests-")
+
+
+# --- compiled programs are kept from run to run ---------------------------------------------------
+
+
+def kept_folder() -> pathlib.Path:
+    """One for each JAX, Python and processor, since a program is compiled for just these."""
+    cpu = pathlib.Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    features = "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
+    name = "-".join(
+        [
+            f"jax{importlib.metadata.version('jax')}",
+            f"py{sys.version_info.major}.{sys.version_info.minor}",
+            f"{platform.machine()}_{zlib.crc32(features.encode()):08x}",
+        ]
+    )
+    return pathlib.Path(__file__).parents[1] / "build" / "jax-cache" / name
+
+
+# Each of pytest's processes works in a folder of its own, since JAX may read an entry that another
+# process still writes. The folder begins with all that is kept, as hard links, and at the end what
+# is new in it is kept in turn. A run that is killed keeps nothing.
+KEPT = kept_folder()
+KEPT.mkdir(parents=True, exist_ok=True)
+for forgotten in KEPT.parent.glob("run-*"):  # by runs that were killed
+    if forgotten.stat().st_mtime < time.time() - 24 * 3600:
+        shutil.rmtree(forgotten, ignore_errors=True)
+CACHE = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=KEPT.parent))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+for entry in KEPT.iterdir():
+    with contextlib.suppress(FileNotFoundError):  # another run has just started anew
+        os.link(entry, CACHE / entry.name)
+# The processes that tests start inherit it, and need not compile again what this one has.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def pytest_unconfigure() -> None:
+    """Keeps the programs that are new."""
+    from jax._src import compilation_cache
+
+    # Some tests draw their shapes, so there is always more. At some point all begin anew.
+    if sum(entry.stat().st_size for entry in KEPT.iterdir()) > 300 * 2**20:
+        shutil.rmtree(KEPT, ignore_errors=True)
+        KEPT.mkdir(exist_ok=True)
+        return
+    for entry in CACHE.glob("*-cache"):
+        if (KEPT / entry.name).exists():
+            continue
+        # A test may have killed the process that wrote it, in the middle.
+        with contextlib.suppress(Exception):
+            compilation_cache.decompress_executable(entry.read_bytes())
+            os.link(entry, KEPT / entry.name)
+
+
+# --- processes, signals, random inputs ------------------------------------------------------------
+
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 
 # Like Ctrl-C, which lets fixtures end the processes that they started.
