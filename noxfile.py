@@ -28,4 +28,4 @@ def tests(session: nox.Session, versions: str) -> None:
     upgrade = [] if pins else ["--upgrade", "--upgrade-strategy=eager"]
     session.install(*upgrade, "-e", ".[test]", *pins)
     session.run("python", "-m", "pip", "check")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ["-m", ""]))  # the slow ones as well

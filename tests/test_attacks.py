@@ -12,13 +12,11 @@ import jax
 import numpy as np
 import pytest
 import reference
-from common import KINDS
+from common import KINDS, each_kind
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import grain_mix as gm
 from grain_mix._loader import LoaderDataset
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def random_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
@@ -36,9 +34,9 @@ def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_array_equal(np.asarray(actual[key]), value, key, strict=True)
 
 
-@each_kind
-@pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "size", "sharded"), [("mixup", 4, True), ("cutmix", 1, False), ("both", 4, False)]
+)
 def test_memory_used_again(kind: str, size: int, sharded: bool, rng: np.random.Generator) -> None:
     """A loader that reuses a batch's memory for the next batch does not change the mixed one."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if sharded else None
@@ -53,6 +51,7 @@ def test_memory_used_again(kind: str, size: int, sharded: bool, rng: np.random.G
     assert_same(out, before)
 
 
+@pytest.mark.slow
 @each_kind
 def test_devices_in_any_order(kind: str, rng: np.random.Generator) -> None:
     """A mesh may name its devices in any order, and repeat the batch along any of its axes."""

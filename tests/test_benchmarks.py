@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -22,8 +23,6 @@ def run(*arguments: str) -> str:
 
 @pytest.mark.parametrize("subject", ["device", "pipeline", "stacking", "scaling"])
 def test_a_quick_run_leaves_a_table_json_and_a_plot(subject, tmp_path):
-    if subject != "pipeline" and "GRAIN_MIX_NIGHTLY" not in os.environ:
-        pytest.skip("the nightly job measures it")
     printed = run(subject, "--quick", "--output", str(tmp_path))
     check(subject, printed, tmp_path)
 

@@ -52,9 +52,14 @@ def run(tmp_path: pathlib.Path, end: str = "", before: str = "", nested: str = "
     )
 
 
-@pytest.mark.parametrize("nested", ["", NESTED], ids=["one", "nested"])
 @pytest.mark.parametrize(
-    ("end", "status"), [("", 0), ("raise OSError('mine')", 1), ("gc.freeze()", 0)]
+    ("end", "status", "nested"),
+    [
+        ("", 0, ""),
+        pytest.param("raise OSError('mine')", 1, NESTED, marks=pytest.mark.slow),
+        pytest.param("gc.freeze()", 0, NESTED, marks=pytest.mark.slow),
+    ],
+    ids=["end", "error", "freeze"],
 )
 def test_python_ends_while_threads_mix(
     end: str, status: int, nested: str, tmp_path: pathlib.Path
@@ -85,6 +90,7 @@ half_built = Strange.__new__(Strange)
 """
 
 
+@pytest.mark.slow
 def test_strangers_are_left_alone(tmp_path: pathlib.Path) -> None:
     joins = "print({thread.join.__qualname__ for thread in threading.enumerate()})"
     done = run(tmp_path, STRANGERS + joins)
@@ -94,6 +100,7 @@ def test_strangers_are_left_alone(tmp_path: pathlib.Path) -> None:
     assert "an odd metaclass" not in done.stderr
 
 
+@pytest.mark.slow
 def test_others_still_read_when_python_ends(tmp_path: pathlib.Path) -> None:
     """Handlers registered later run earlier, and the main thread mixes to the end."""
     end = """
@@ -112,7 +119,8 @@ atexit.register(mix)
     assert done.stdout.splitlines() == ["[8, 8]", "['image']"]
 
 
-@pytest.mark.parametrize("pause", [0, 0.01, 0.05, 0.3])
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0, 0.05])
 def test_two_control_c(pause: float, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "main.py"
     end = "print('ready', flush=True)\nwhile True: next(iterators[0])"
@@ -171,11 +179,11 @@ def put_platforms(queue: Any) -> None:
     queue.put(platforms())
 
 
-@pytest.mark.parametrize("name", ["grain-mine", "grain-process-prefetch-mine"])
-def test_a_process_with_such_a_name_keeps_its_platforms(name: str) -> None:
+@pytest.mark.slow
+def test_a_process_with_such_a_name_keeps_its_platforms() -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=put_platforms, args=(queue,), name=name, daemon=True)
+    process = context.Process(target=put_platforms, args=(queue,), name="grain-mine", daemon=True)
     process.start()
     assert queue.get(timeout=120) == jax.config.values["jax_platforms"]
     process.join()

@@ -17,6 +17,7 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"(?:<!-- needs (\w+) -->\n+)?```python\n(.*?)```", re.DOTALL)
 # In a Python of its own, since these libraries set it up.
 ALONE = ("with", "coming_from")
+FAST = ("start/quickstart.md", "guides/mistakes.md", "how/promises/weights.md")
 PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if "```python" in page.read_text()]
 
 
@@ -51,7 +52,12 @@ def run_alone(page: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def marked(page: pathlib.Path) -> Any:
+    name = str(page.relative_to(DOCS))
+    return pytest.param(page, id=name, marks=() if name in FAST else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", list(map(marked, PAGES)))
 def test_a_page_runs(page: pathlib.Path) -> None:
     if page.parent.name in ALONE:
         run_alone(page)
@@ -81,3 +87,10 @@ def test_every_link_leads_somewhere() -> None:
             built = link.endswith("start/tutorial.ipynb")  # a copy that the site's build makes
             if "://" not in link and not built:
                 assert (page.parent / link).exists(), f"{page.relative_to(root)}: {link}"
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    tests = "".join(file.read_text() for file in pathlib.Path(__file__).parent.glob("test_*.py"))
+    for page in DOCS.glob("**/*.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text()):
+            assert f"def {name}(" in tests, f"{page.relative_to(DOCS)}: {name}"

@@ -426,6 +426,7 @@ def test_loader(error: type[Exception], message: str, function: Callable[[], Any
     assert_fails(error, message, function)
 
 
+@pytest.mark.slow
 def test_message_reaches_the_main_process() -> None:
     with pytest.raises(KeyError) as caught:
         first_batch(SEED, BATCH, MISSPELT, worker_count=2)

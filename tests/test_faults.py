@@ -125,7 +125,16 @@ FAULTS = {
 
 @pytest.mark.parametrize(
     ("fault", "worker_count"),
-    [(fault, workers) for fault in FAULTS for workers in (0, 2) if (fault, workers) != ("kill", 0)],
+    [
+        ("error", 0),
+        ("shape", 0),
+        ("corrupt", 0),
+        ("kill", 2),
+        *(
+            pytest.param(fault, 2, marks=pytest.mark.slow)
+            for fault in ("error", "shape", "corrupt")
+        ),
+    ],
 )
 def test_a_record_that_cannot_be_read(fault: str, worker_count: int, folder: pathlib.Path) -> None:
     records = folder / "images.array_record"
@@ -198,7 +207,7 @@ def group_is_gone(group: int, seconds: float = 30) -> bool:
     return False
 
 
-@pytest.mark.parametrize("worker_count", [0, 2])
+@pytest.mark.parametrize("worker_count", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_control_c(worker_count: int, folder: pathlib.Path) -> None:
     """The terminal sends SIGINT to the whole group: the process and its workers."""
     process = run_script(folder, worker_count, pause=0.2)
@@ -215,6 +224,7 @@ def test_control_c(worker_count: int, folder: pathlib.Path) -> None:
     assert_the_rest_comes(folder, "none", worker_count, steps[-1][1], seen)
 
 
+@pytest.mark.slow
 def test_control_c_while_a_worker_is_stuck(folder: pathlib.Path) -> None:
     """As it can be in a file system that does not answer; only the main process is told to stop."""
     (folder / "stuck").touch()
@@ -234,6 +244,7 @@ def test_control_c_while_a_worker_is_stuck(folder: pathlib.Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
     raises=subprocess.TimeoutExpired,
@@ -251,6 +262,7 @@ def test_a_worker_is_killed_while_it_asks_whether_to_stop(folder: pathlib.Path) 
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="Grain 0.2.18's workers outlive a main process killed alone")
 def test_the_main_process_is_killed(folder: pathlib.Path) -> None:
     """As by `kill -9` or, without a handler, `kill`: nothing of it can end its workers then."""
@@ -266,6 +278,7 @@ def test_the_main_process_is_killed(folder: pathlib.Path) -> None:
             os.killpg(process.pid, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_the_process_group_is_terminated(folder: pathlib.Path) -> None:
     """What the README says to do instead; then Python itself clears shared memory up."""
     with run_script(folder, worker_count=2, pause=0.2) as process:
@@ -277,6 +290,7 @@ def test_the_process_group_is_terminated(folder: pathlib.Path) -> None:
     assert group_is_gone(process.pid)
 
 
+@pytest.mark.slow
 def test_no_room_for_shared_memory(folder: pathlib.Path) -> None:
     """Workers hand batches over through /dev/shm, which containers often keep small."""
     mount = "mount -t tmpfs -o size=16k tmpfs /dev/shm"

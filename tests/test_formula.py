@@ -1,6 +1,7 @@
 """Each platform's own program gives the same bits. All of them run here, on the CPU."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -70,8 +71,10 @@ def run(path: str, axes: tuple[int, ...], *arguments: Any) -> jax.Array:
     return jax.jit(on_one_device(functools.partial(_formula.in_pixels, axes)))(*arguments)
 
 
-CASES = [(dtype, shape) for dtype in DTYPES for shape in ("whole words", "odd rows")]
-CASES += [(dtype, shape) for dtype in ("uint8", "float16", "float32") for shape in list(SHAPES)[2:]]
+# Each dtype and each shape once; all of them together are slow.
+GRID = list(itertools.product(DTYPES, SHAPES))
+ONCE = list(zip(DTYPES, itertools.cycle(SHAPES), strict=False))
+CASES = [pytest.param(*case, marks=() if case in ONCE else pytest.mark.slow) for case in GRID]
 
 
 @pytest.mark.parametrize(("dtype", "shape"), CASES)
@@ -117,8 +120,9 @@ def test_all_bytes_on_all_paths(path: str, rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(mixed[own], expected)
 
 
-@pytest.mark.parametrize("size", [2, 3, 8, 128])
-@pytest.mark.parametrize("dtype", [*DTYPES, "bool"])
+@pytest.mark.parametrize(
+    ("dtype", "size"), list(zip([*DTYPES, "bool"], itertools.cycle([2, 3, 8, 128]), strict=False))
+)
 def test_swap_by_product_is_exact(dtype: str, size: int, rng: np.random.Generator) -> None:
     x = random_batch(rng, (size, 7, 3), "uint8" if dtype == "bool" else dtype)
     x = x < 128 if dtype == "bool" else x
@@ -127,8 +131,9 @@ def test_swap_by_product_is_exact(dtype: str, size: int, rng: np.random.Generato
     np.testing.assert_array_equal(bits(swapped), bits(x)[_swap.partners(size)])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "dtype"), list(zip(PATHS, itertools.cycle(["bfloat16", "float32"]), strict=False))
+)
 def test_gradients_on_all_paths(path: str, dtype: str, rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.normal(size=(4, 4, 4, 2)), dtype)
     lam = jnp.asarray([0.25, 0.5, 0.75, 0.625], jnp.float32)

@@ -394,6 +394,7 @@ EXTRAS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @fuzz(max_examples=1000 * TIMES)
 @given(data=st.data())
 def test_batches(data: st.DataObject) -> None:

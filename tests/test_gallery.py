@@ -9,6 +9,7 @@ import weight_maps
 from PIL import Image
 
 
+@pytest.mark.slow
 def test_both_figures_are_drawn(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib warns, and so fails, where titles leave no room for the photographs."""
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--output", str(tmp_path)])

@@ -3,11 +3,8 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
-import gc
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import pickle
@@ -16,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
@@ -25,6 +22,7 @@ import jax
 import numpy as np
 import pytest
 from array_record.python import array_record_module
+from common import assert_same, make_batch
 
 import grain_mix as gm
 
@@ -130,18 +128,6 @@ def batch_by_hand(elements: list[Batch], worker_count: int = 0) -> list[Batch]:
     return [jax.tree.map(lambda *x: np.stack(x), *turn) for turn in turns if turn]
 
 
-def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
-    """The same batches in the same order: fields, dtypes, shapes and bytes."""
-    for a, b in itertools.zip_longest(actual, expected):
-        assert a is not None, "fewer batches than expected"
-        assert b is not None, "more batches than expected"
-        a, b = (dict(jax.tree.leaves_with_path(batch)) for batch in (a, b))
-        assert a.keys() == b.keys()
-        for path, value in b.items():
-            np.testing.assert_array_equal(a[path], value, jax.tree_util.keystr(path), strict=True)
-            assert a[path].tobytes() == value.tobytes()
-
-
 def copied(batch: Batch) -> Batch:
     """The batch without the memory that it shares with a worker."""
     return jax.tree.map(np.array, batch)
@@ -179,29 +165,27 @@ def test_data_loader_with_workers(records: Any) -> None:
     assert_same(batches, map(All().map, originals))
 
 
-@each_transform
-def test_load(records: Any, transform: Any) -> None:
-    load = functools.partial(grain.load, records, shuffle=True, seed=7, num_epochs=1)
-    batch = grain.transforms.Batch(BATCH_SIZE)
-    loader = load(transformations=[Decode(), gm.RecordSeed(), batch, transform])
-    assert_same(loader, mixing_loader(records, transform, worker_count=0))
+def test_load(records: Any) -> None:
+    operations = [Decode(), gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE), MIX]
+    loader = grain.load(records, shuffle=True, seed=7, num_epochs=1, transformations=operations)
+    assert_same(loader, mixing_loader(records, MIX, worker_count=0))
 
 
-@each_transform
-def test_datasets(records: Any, transform: Any) -> None:
+def test_datasets(records: Any) -> None:
     seeded = seeded_dataset(records)
     batches = seeded.batch(BATCH_SIZE)
     originals = batch_by_hand([seeded[i] for i in range(len(seeded))])
-    expected = [transform.map(batch) for batch in originals]
+    expected = [MIX.map(batch) for batch in originals]
     assert len({batch["image"].tobytes() for batch in expected}) == len(expected)
 
-    mapped = batches.map(transform)
+    mapped = batches.map(MIX)
     assert_same((mapped[i] for i in range(len(mapped))), expected)
     assert_same(mapped.to_iter_dataset(), expected)  # in 16 threads
-    assert_same(batches.to_iter_dataset().map(transform), expected)
-    assert_same(seeded.to_iter_dataset().batch(BATCH_SIZE).map(transform), expected)
+    assert_same(batches.to_iter_dataset().map(MIX), expected)
+    assert_same(seeded.to_iter_dataset().batch(BATCH_SIZE).map(MIX), expected)
 
 
+@pytest.mark.slow
 def test_dataset_in_workers(records: Any) -> None:
     mapped = seeded_dataset(records).batch(BATCH_SIZE).map(MIX)
     options = grain.MultiprocessingOptions(num_workers=2)
@@ -229,8 +213,11 @@ def drawn(
     )
 
 
-@each_transform
-@pytest.mark.parametrize("operations", [(gm.RecordSeed(),), CROPS], ids=["alone", "crops"])
+@pytest.mark.parametrize(
+    ("transform", "operations"),
+    [(MIXUP, CROPS), (CUTMIX, (gm.RecordSeed(),)), (MIX, CROPS)],
+    ids=["MixUp, crops", "CutMix", "both, crops"],
+)
 def test_draws_belong_to_records(records: Any, transform: Any, operations: tuple[Any, ...]) -> None:
     transform = dataclasses.replace(transform, num_classes=None, sparse_labels=True)
     expected = drawn(records, transform, operations, batch_size=13, worker_count=0)
@@ -248,7 +235,9 @@ def test_draws_belong_to_records(records: Any, transform: Any, operations: tuple
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["no workers", "2 workers", "dataset"])
+@pytest.mark.parametrize(
+    "kind", ["no workers", "dataset", pytest.param("2 workers", marks=pytest.mark.slow)]
+)
 def test_state(records: Any, kind: str, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
     def start() -> Iterator[Batch]:
         # Long enough that no worker gets to the end, since one that did is started anew.
@@ -284,13 +273,12 @@ def restore(iterator: Any, path: pathlib.Path) -> None:
     iterator.set_state(pickle.loads(path.read_bytes()))
 
 
-@each_transform
-def test_grains_own_check_of_state(records: Any, transform: Any) -> None:
+def test_grains_own_check_of_state(records: Any) -> None:
     check = grain.experimental.assert_equal_output_after_checkpoint
     batches = seeded_dataset(records).batch(BATCH_SIZE)[:4]
-    check(batches.map(transform).to_iter_dataset())
-    check(batches.to_iter_dataset().map(transform))
-    check(mixing_loader(records, transform, worker_count=0))
+    check(batches.map(MIX).to_iter_dataset())
+    check(batches.to_iter_dataset().map(MIX))
+    check(mixing_loader(records, MIX, worker_count=0))
 
 
 # --- workers --------------------------------------------------------------------------------------
@@ -374,8 +362,12 @@ def run_script(path: pathlib.Path, script: str, *args: str, **env: str) -> tuple
 NO_GPU = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_workers_start_no_accelerator(tmp_path: pathlib.Path) -> None:
-    args = "Each()", "5"
+@pytest.mark.parametrize(
+    ("transform", "workers"),
+    [("gm.MixBatch(num_classes=10)", 1), pytest.param("Each()", 5, marks=pytest.mark.slow)],
+)
+def test_workers_start_no_accelerator(transform: str, workers: int, tmp_path: pathlib.Path) -> None:
+    args = transform, str(workers)
     status, out, _ = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **NO_GPU)
     assert status == 0
     *batches, main = json.loads(out)
@@ -387,6 +379,7 @@ def test_workers_start_no_accelerator(tmp_path: pathlib.Path) -> None:
     assert main["platforms"] == []
 
 
+@pytest.mark.slow
 def test_workers_could_start_one(tmp_path: pathlib.Path) -> None:
     """Shows that the test before this one can fail."""
     args, env = ("Careless()", "1"), NO_GPU | {"JAX_TRACEBACK_FILTERING": "off"}
@@ -395,6 +388,7 @@ def test_workers_could_start_one(tmp_path: pathlib.Path) -> None:
     assert re.search("in map\n.*xla_bridge.py", err, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_no_cpu_platform_in_the_main_process(platform: str, tmp_path: pathlib.Path) -> None:
     args = "gm.MixUpBatch(num_classes=10)", "0"
@@ -403,24 +397,6 @@ def test_no_cpu_platform_in_the_main_process(platform: str, tmp_path: pathlib.Pa
     assert status != 0
     assert "RuntimeError: mixing on the host needs JAX's CPU platform" in err
     assert f"add cpu to it (JAX_PLATFORMS={platform},cpu)" in err
-
-
-@pytest.mark.parametrize("how", ["loader, forgotten", "dataset, closed"])
-def test_abandoned_iterators_leave_no_process(records: Any, how: str) -> None:
-    assert not multiprocessing.active_children()
-    if how == "loader, forgotten":
-        iterator = iter(mixing_loader(records, MIXUP, worker_count=2, num_epochs=None))
-    else:
-        mapped = seeded_dataset(records).batch(BATCH_SIZE).map(MIXUP)
-        options = grain.MultiprocessingOptions(num_workers=1)
-        iterator = iter(mapped.to_iter_dataset().mp_prefetch(options))
-    next(iterator)
-    assert multiprocessing.active_children()
-    if how == "dataset, closed":
-        iterator.close()
-    del iterator
-    gc.collect()
-    assert not multiprocessing.active_children()
 
 
 # --- compilation, import, pickling ----------------------------------------------------------------
@@ -439,17 +415,18 @@ def compilations() -> list[str]:
     return events  # the listener stays, since JAX 0.7 cannot take it back
 
 
+def new(transform: Any, rng: np.random.Generator) -> Any:
+    """Neither this process nor the cache of programs has seen it."""
+    return dataclasses.replace(transform, label_smoothing=rng.uniform(0.1, 0.9))
+
+
 def random_batch(rng: np.random.Generator, size: int = BATCH_SIZE) -> Batch:
-    return {
-        "image": rng.integers(256, size=(size, *SHAPE), dtype=np.uint8),
-        "label": rng.integers(RECORDS, size=size),
-        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
-    }
+    return make_batch(rng, size, SHAPE)
 
 
 @each_transform
 def test_one_compilation(transform: Any, compilations: list[str], rng: np.random.Generator) -> None:
-    transform = dataclasses.replace(transform, label_smoothing=0.01)  # new in this process
+    transform = new(transform, rng)
     for _ in range(100):
         transform.map(random_batch(rng))
     assert len(compilations) == 1
@@ -460,11 +437,8 @@ def test_one_compilation(transform: Any, compilations: list[str], rng: np.random
     assert len(compilations) == 2
 
 
-@each_transform
-def test_threads_share_a_transform(
-    transform: Any, compilations: list[str], rng: np.random.Generator
-) -> None:
-    transform = dataclasses.replace(transform, label_smoothing=0.02)  # new in this process
+def test_threads_share_a_transform(compilations: list[str], rng: np.random.Generator) -> None:
+    transform = new(MIX, rng)
     batches = [random_batch(rng) for _ in range(16)]
     together = threading.Barrier(len(batches))
 

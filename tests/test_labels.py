@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import KINDS, each_kind, make_batch
+from common import KINDS, make_batch
 
 import grain_mix as gm
 
@@ -29,7 +29,7 @@ def weighted(lam: Any, x: np.ndarray, own_first: bool = True) -> np.ndarray:
 # --- labels -------------------------------------------------------------------------------------
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["mixup", "both"])
 def test_several_labels(kind: str, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 9) | {
         "kind": rng.integers(0, 3, 9),
@@ -52,7 +52,7 @@ def test_several_labels(kind: str, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(mixed[key], expected, atol=1e-6)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["cutmix", "both"])
 def test_pairs(kind: str, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 9) | {
         "caption": rng.integers(0, 50_000, (9, 12)),
@@ -159,8 +159,7 @@ def as_tuple(batch: dict[str, Any]) -> tuple[Any, ...]:
     return (batch["image"], batch["label"], batch["mix_seed"])
 
 
-@each_kind
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("kind", "sparse"), [("both", False), ("cutmix", True)])
 def test_tuples(kind: str, sparse: bool, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 8)
     fields: dict[str, Any] = {"sparse_labels": sparse} if sparse else {"num_classes": 10}
@@ -179,7 +178,7 @@ def test_tuples(kind: str, sparse: bool, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(last.map(as_tuple(batch))[1], expected["label"])
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["both"])
 def test_paths(kind: str, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 8)
     expected = KINDS[kind](num_classes=10).map(batch)
@@ -221,7 +220,7 @@ def test_a_tuple_without_seeds() -> None:
         transform.map(batch)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_tuples_in_grains_loader(workers: int, rng: np.random.Generator) -> None:
     records = [
         {"image": rng.integers(0, 256, (4, 4, 3), np.uint8), "label": i % 3} for i in range(12)

@@ -8,7 +8,7 @@ import multiprocessing
 import pathlib
 import pickle
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -16,6 +16,7 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from common import assert_same
 
 import grain_mix as gm
 from grain_mix._loader import LoaderDataset
@@ -60,15 +61,6 @@ def pipeline(worker_count: int, **options: Any) -> grain.IterDataset:
     return prefetched(LoaderDataset(data_loader(worker_count, **options)).map(MIX))
 
 
-def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
-    for a, b in itertools.zip_longest(actual, expected):
-        assert a is not None, "fewer batches than expected"
-        assert b is not None, "more batches than expected"
-        assert a.keys() == b.keys()
-        for key in b:
-            np.testing.assert_array_equal(a[key], b[key], key, strict=True)
-
-
 def worker_processes() -> int:
     return len(multiprocessing.active_children())
 
@@ -86,7 +78,7 @@ def _collect_garbage() -> Iterator[None]:
 # --- batches --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("worker_count", [0, 2])
+@pytest.mark.parametrize("worker_count", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches(worker_count: int) -> None:
     loader = data_loader(worker_count)
     plain = [{key: np.array(value) for key, value in batch.items()} for batch in loader]
@@ -121,7 +113,7 @@ def test_mixing_is_in_the_prefetch_thread() -> None:
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("worker_count", [0, 2])
+@pytest.mark.parametrize("worker_count", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_state(worker_count: int, rng: np.random.Generator) -> None:
     iterator = iter(pipeline(worker_count, num_epochs=3))
     states, expected = [json.dumps(iterator.get_state())], []
@@ -165,7 +157,7 @@ def test_grains_own_check_of_state() -> None:
     check(prefetched(dataset.map(MIX)))
 
 
-@pytest.mark.parametrize("worker_count", [0, 1])
+@pytest.mark.parametrize("worker_count", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_orbax(worker_count: int, tmp_path: pathlib.Path) -> None:
     """As a train loop saves: after some steps, while the iterator goes on."""
     iterator = iter(pipeline(worker_count))
@@ -186,7 +178,16 @@ def test_orbax(worker_count: int, tmp_path: pathlib.Path) -> None:
 # --- worker processes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["closed", "forgotten", "alone, closed", "alone, forgotten"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "closed",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("forgotten", "alone, closed", "alone, forgotten")
+        ),
+    ],
+)
 def test_abandoned_iterators_leave_no_process(how: str) -> None:
     assert not worker_processes()
     alone = "alone" in how  # without map and prefetch
@@ -215,6 +216,7 @@ def test_closed_before_it_started(worker_count: int) -> None:
     assert not worker_processes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["next", "start_prefetch", "next, after the end"])
 def test_workers_start_together(how: str) -> None:
     iterator = iter(LoaderDataset(data_loader(worker_count=2)))
@@ -231,7 +233,7 @@ def test_workers_start_together(how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker_count", "prefetch"), [(0, False), (0, True), (1, False), (2, True)]
+    ("worker_count", "prefetch"), [(0, True), pytest.param(2, True, marks=pytest.mark.slow)]
 )
 def test_errors_reach_the_consumer(worker_count: int, prefetch: bool) -> None:
     dataset = LoaderDataset(data_loader(worker_count, num_epochs=1, fail_at=3)).map(MIX)
@@ -251,6 +253,7 @@ def test_not_a_loader(loader: Any) -> None:
         LoaderDataset(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_not_inside_mp_prefetch(num_workers: int) -> None:
     dataset = LoaderDataset(data_loader(worker_count=0)).map(MIX)

@@ -53,13 +53,12 @@ def check_same(kind: str, batch: dict[str, np.ndarray], sharding: Any, **fields:
     assert_same_bits(actual, expected)
 
 
-@each_kind
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(("kind", "count"), [("both", 1), ("mixup", 2), ("cutmix", 4), ("both", 8)])
 def test_any_number_of_devices(kind: str, count: int, rng: np.random.Generator) -> None:
     check_same(kind, make_batch(rng, 16), over(count))
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["cutmix", "both"])
 def test_every_dtype(kind: str, rng: np.random.Generator) -> None:
     dtypes = ("uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
     images = {
@@ -69,13 +68,14 @@ def test_every_dtype(kind: str, rng: np.random.Generator) -> None:
     check_same(kind, make_batch(rng, 8) | images, over(4), image_key=("image", *dtypes))
 
 
-@each_kind
-@pytest.mark.parametrize("mode", ["pair", "batch"])
+@pytest.mark.parametrize(("kind", "mode"), [("cutmix", "pair"), ("both", "batch")])
 def test_shared_draws(kind: str, mode: str, rng: np.random.Generator) -> None:
     check_same(kind, make_batch(rng, 16), over(8), mode=mode)
 
 
-@each_kind
+@pytest.mark.parametrize(
+    "kind", ["both", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mixup", "cutmix"))]
+)
 def test_every_kind_of_sharding(kind: str, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 16)
     grid = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
@@ -88,17 +88,9 @@ def test_every_kind_of_sharding(kind: str, rng: np.random.Generator) -> None:
     check_same(kind, batch, SingleDeviceSharding(jax.devices()[3]))
 
 
-@each_kind
-def test_odd_batches_fit_one_device(kind: str, rng: np.random.Generator) -> None:
+def test_odd_batches_fit_one_device(rng: np.random.Generator) -> None:
     for size in (1, 7):
-        check_same(kind, make_batch(rng, size), SingleDeviceSharding(jax.devices()[1]))
-
-
-def test_sparse_labels_and_masks(rng: np.random.Generator) -> None:
-    batch = make_batch(rng, 8) | {"mask": rng.integers(0, 9, (8, 11, 9), np.uint8)}
-    fields: dict[str, Any] = {"sparse_labels": True, "mask_key": "mask"}
-    expected = gm.CutMixBatch(**fields).map(batch)
-    assert_same_bits(gm.CutMixBatch(**fields, sharding=over(4)).map(batch), expected)
+        check_same("both", make_batch(rng, size), SingleDeviceSharding(jax.devices()[1]))
 
 
 @each_kind
@@ -126,9 +118,15 @@ def test_accelerators_never_wait(kind: str, platform: str, rng: np.random.Genera
     assert not re.findall(r"stablehlo\.while|callback|infeed|outfeed", program)
 
 
-@each_kind
-@each_axis_type
-@pytest.mark.parametrize("mode", ["elem", "pair", "batch"])
+@pytest.mark.parametrize(
+    ("kind", "axis_type", "mode"),
+    [
+        ("both", AxisType.Auto, "elem"),
+        ("both", AxisType.Explicit, "batch"),
+        ("cutmix", AxisType.Auto, "pair"),
+        ("mixup", AxisType.Explicit, "elem"),
+    ],
+)
 def test_mix_inside_a_users_jit(
     kind: str, axis_type: AxisType, mode: str, rng: np.random.Generator
 ) -> None:
@@ -142,9 +140,14 @@ def test_mix_inside_a_users_jit(
     assert moved == (["u32"] if mode == "batch" else [])
 
 
-@each_kind
-@each_axis_type
-@pytest.mark.parametrize("mode", ["elem", "pair"])
+@pytest.mark.parametrize(
+    ("kind", "axis_type", "mode"),
+    [
+        ("both", AxisType.Auto, "elem"),
+        ("mixup", AxisType.Explicit, "pair"),
+        ("cutmix", AxisType.Explicit, "elem"),
+    ],
+)
 def test_mix_inside_shard_map(
     kind: str, axis_type: AxisType, mode: str, rng: np.random.Generator
 ) -> None:
@@ -208,22 +211,19 @@ def test_not_in_a_worker() -> None:
         pickle.dumps(transform)
 
 
-def bad_shardings() -> dict[str, tuple[Any, str]]:
+def test_wrong_shardings() -> None:
+    mesh = over(4).mesh
     grid = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
-    return {
-        "a mesh": (grid, "NamedSharding"),
-        "a spec": (PartitionSpec("data"), "NamedSharding"),
-        "two axes": (NamedSharding(grid, PartitionSpec("data", "model")), "axis 0"),
-        "named rank": (NamedSharding(grid, PartitionSpec("data", None, None)), "axis 0"),
-    }
-
-
-@pytest.mark.parametrize("case", ["a mesh", "a spec", "two axes", "named rank"])
-def test_wrong_shardings(case: str) -> None:
-    sharding, fix = bad_shardings()[case]
-    with pytest.raises((TypeError, ValueError), match=fix) as error:
-        gm.MixUpBatch(sharding=sharding)
-    assert "MixUpBatch: sharding" in str(error.value)
+    for sharding, message in [
+        (grid, "sharding.*NamedSharding"),
+        (PartitionSpec("data"), "sharding.*NamedSharding"),
+        (NamedSharding(grid, PartitionSpec("data", "model")), "sharding.*axis 0"),
+        (NamedSharding(grid, PartitionSpec("data", None, None)), "sharding.*axis 0"),
+        (NamedSharding(mesh.abstract_mesh, PartitionSpec("data")), "names no devices.*make_mesh"),
+        (over(4).with_memory_kind("pinned_host"), "memory_kind='pinned_host'.*leave memory_kind"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=f"(?s)^MixUpBatch: .*{message}"):
+            gm.MixUpBatch(sharding=sharding)
 
 
 @pytest.mark.parametrize("size", [4, 12, 15])
@@ -252,27 +252,25 @@ def test_fields_that_devices_cannot_hold(rng: np.random.Generator) -> None:
 # --- inside a mesh of the user's own ------------------------------------------------------------
 
 
-@pytest.fixture(params=["with", "global"])
-def entering(request: pytest.FixtureRequest) -> Any:
-    """Enters a mesh in one of the two ways that `jax.set_mesh` has."""
-
-    @contextlib.contextmanager
-    def enter(mesh: Mesh) -> Iterator[None]:
-        if request.param == "with":
-            with jax.set_mesh(mesh):
-                yield
-            return
-        jax.set_mesh(mesh)
-        try:
-            yield
-        finally:
-            jax.set_mesh(Mesh(np.empty((), object), ()))
-
-    return enter
+@contextlib.contextmanager
+def globally(mesh: Mesh) -> Iterator[None]:
+    """The other way that `jax.set_mesh` has."""
+    jax.set_mesh(mesh)
+    try:
+        yield
+    finally:
+        jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
-@each_axis_type
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("count", "axis_type", "entering"),
+    [
+        (1, AxisType.Auto, globally),
+        (2, AxisType.Explicit, jax.set_mesh),
+        pytest.param(4, AxisType.Auto, jax.set_mesh, marks=pytest.mark.slow),
+        pytest.param(4, AxisType.Explicit, globally, marks=pytest.mark.slow),
+    ],
+)
 def test_any_ambient_mesh(
     count: int, axis_type: AxisType, entering: Any, rng: np.random.Generator
 ) -> None:
@@ -322,14 +320,13 @@ def test_everything_takes_sharded_arrays(axis_type: AxisType, rng: np.random.Gen
     batch = make_batch(rng, 16)
     sharded = jax.device_put(batch, over(4, axis_type))
     images = batch["image"]
-    for make in KINDS.values():
-        for mode in ("elem", "pair", "batch"):
-            transform = make(num_classes=10, mode=mode)
-            assert_same_bits(transform.mix(sharded), transform.map(batch))
-            drawn = transform.draw(batch["mix_seed"], images.shape)
-            on_devices = transform.draw(sharded["mix_seed"], images.shape)
-            np.testing.assert_array_equal(on_devices.lam, drawn.lam)
-            np.testing.assert_array_equal(on_devices.partner, drawn.partner)
+    for make, mode in zip(KINDS.values(), ("pair", "batch", "elem"), strict=True):
+        transform = make(num_classes=10, mode=mode)
+        assert_same_bits(transform.mix(sharded), transform.map(batch))
+        drawn = transform.draw(batch["mix_seed"], images.shape)
+        on_devices = transform.draw(sharded["mix_seed"], images.shape)
+        np.testing.assert_array_equal(on_devices.lam, drawn.lam)
+        np.testing.assert_array_equal(on_devices.partner, drawn.partner)
     lam = rng.random(16, np.float32)
     partner = rng.permutation(16).astype(np.int32)
     box = np.sort(rng.integers(0, 10, (16, 2, 2)), axis=-1)
@@ -355,16 +352,6 @@ def test_fields_that_are_split_differently(rng: np.random.Generator) -> None:
                 mix(fields)
 
 
-def test_shardings_that_cannot_be() -> None:
-    mesh = over(4).mesh
-    for sharding, message in [
-        (NamedSharding(mesh.abstract_mesh, PartitionSpec("data")), "names no devices.*make_mesh"),
-        (over(4).with_memory_kind("pinned_host"), "memory_kind='pinned_host'.*leave memory_kind"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            gm.MixUpBatch(sharding=sharding)
-
-
 def test_copies_of_a_transform_with_a_sharding() -> None:
     transform = gm.CutMixBatch(num_classes=3, sharding=over(2))
     assert copy.copy(transform) == copy.deepcopy([transform])[0] == transform
@@ -372,6 +359,7 @@ def test_copies_of_a_transform_with_a_sharding() -> None:
         pickle.dumps(transform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["elem", "pair", "batch"])
 def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
     mode: str, rng: np.random.Generator
@@ -410,7 +398,7 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
         assert_same_bits(KINDS[kind](**fields).mix(batch), mixed)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_aligned_stack_makes_grains_own_batch(workers: int, rng: np.random.Generator) -> None:
     """In Grain's loader, with nested records, text, and dtypes that NumPy does not know."""
     source = [

@@ -7,13 +7,13 @@ import gc
 import itertools
 import pickle
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 import grain
 import hypothesis
 import numpy as np
 import pytest
+from common import assert_same
 from hypothesis import strategies as st
 
 import grain_mix as gm
@@ -21,7 +21,7 @@ from grain_mix._sampler import PairedSampler
 
 BATCH_SIZE = 4
 RECORDS = 288  # BATCH_SIZE · H · W divides it, for all H and W below
-TOPOLOGIES = [(hosts, workers) for hosts in (1, 2, 3, 4) for workers in (0, 2, 3)]
+TOPOLOGIES = [(1, 2), (2, 0), (3, 2), (4, 3)]
 MIX = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS)
 
 Batch = dict[str, Any]
@@ -113,13 +113,6 @@ def flat(nested: list[list[Batch]]) -> list[Batch]:
     return list(itertools.chain.from_iterable(nested))
 
 
-def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        assert a.keys() == b.keys()
-        for key in b:
-            np.testing.assert_array_equal(a[key], b[key], key, strict=True)
-
-
 # --- mixed records --------------------------------------------------------------------------------
 
 
@@ -127,11 +120,15 @@ def assert_same(actual: Iterable[Batch], expected: Iterable[Batch]) -> None:
     ("sampler", "mode", "topologies"),
     [
         (index_sampler(), "elem", TOPOLOGIES),
-        (index_sampler(shuffle=False), "elem", TOPOLOGIES),
-        (grain.samplers.SequentialSampler(RECORDS, seed=7), "elem", TOPOLOGIES),
-        (index_sampler(), "pair", [(1, 2), (2, 0), (4, 3)]),
+        (grain.samplers.SequentialSampler(RECORDS, seed=7), "pair", TOPOLOGIES),
+        pytest.param(
+            index_sampler(),
+            "elem",
+            [(hosts, workers) for hosts in (1, 2, 3, 4) for workers in (0, 2, 3)],
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["shuffled", "in order", "SequentialSampler", "mode pair"],
+    ids=["shuffled", "in order, mode pair", "all"],
 )
 def test_same_mixed_records(sampler: Any, mode: str, topologies: list[tuple[int, int]]) -> None:
     transform = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS, mode=mode)
@@ -152,7 +149,7 @@ def test_same_mixed_records(sampler: Any, mode: str, topologies: list[tuple[int,
             assert mixed(epoch) == expected[e], (hosts, workers, e)
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 2), (2, 0), (4, 3)])
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 2), (2, 0)])
 def test_without_it_they_differ(hosts: int, workers: int) -> None:
     expected = mixed(flat(readers(index_sampler(), 1, 0, paired=False)))
     other = mixed(flat(readers(index_sampler(), hosts, workers, paired=False)))
@@ -166,7 +163,7 @@ def test_one_reader_changes_nothing() -> None:
     assert_same(paired, plain)
 
 
-@pytest.mark.parametrize("num_records", [143, 100, 95])
+@pytest.mark.parametrize("num_records", [143, 100])
 def test_incomplete_batches_dropped(num_records: int) -> None:
     """Whatever the length, what comes out with drop_remainder is mixed as anywhere else."""
     sampler = index_sampler(num_records=num_records)
@@ -178,6 +175,7 @@ def test_incomplete_batches_dropped(num_records: int) -> None:
         assert dropped < BATCH_SIZE * hosts * max(workers, 1) + hosts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "hosts", "workers"), [(0, 1, 2), (1, 2, 3)])
 def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int) -> None:
     share = readers(index_sampler(), hosts, workers)[host::hosts]
@@ -186,7 +184,7 @@ def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int
     assert_same(data_loader(sampler, host, hosts, workers), turns)
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 2)])
+@pytest.mark.parametrize(("hosts", "workers"), [(3, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_datasets_split_after_batch(hosts: int, workers: int) -> None:
     """Grain's datasets need no sampler for this, as long as whole batches are split."""
     seeded = grain.MapDataset.source(records()).seed(7).shuffle().repeat(2)
@@ -266,7 +264,7 @@ class OwnSampler:
         return f"OwnSampler({self.length})"
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 7, 100, 1000, sys.maxsize - 1])
+@pytest.mark.parametrize("length", [0, 1, 7, 100, sys.maxsize - 1])
 def test_sampler_without_length(length: int) -> None:
     own = OwnSampler(length)
     sampler = PairedSampler(own, shard_count=2, worker_count=3)
@@ -292,7 +290,7 @@ def test_endless(endless: Any) -> None:
     assert collections.Counter(seen) == dict.fromkeys(range(RECORDS), 3)
 
 
-@pytest.mark.parametrize("index", [-1, -RECORDS, 2 * RECORDS, 2 * RECORDS + 5, sys.maxsize])
+@pytest.mark.parametrize("index", [-1, 2 * RECORDS, sys.maxsize])
 def test_out_of_range(index: int) -> None:
     sampler = PairedSampler(index_sampler(), shard_count=2, worker_count=3)
     with pytest.raises(IndexError, match=rf"index {index}; expected 0 <= index < {2 * RECORDS}"):
@@ -304,7 +302,7 @@ def test_out_of_range(index: int) -> None:
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (3, 0), (2, 2)])
+@pytest.mark.parametrize(("hosts", "workers"), [(3, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_state(hosts: int, workers: int, rng: np.random.Generator) -> None:
     def start() -> Any:
         plain = index_sampler(num_records=RECORDS // 4)
@@ -393,7 +391,7 @@ def test_loader_needs_shard_options() -> None:
 
 @pytest.mark.parametrize(
     ("hosts", "workers", "agree"),
-    [(2, 2, True), (1, 2, False), (2, 1, False), (2, 0, False), (4, 2, False)],
+    [(2, 2, True), (1, 2, False), (2, 0, False), (4, 2, False)],
 )
 def test_a_loader_with_other_numbers(hosts: int, workers: int, agree: bool) -> None:
     sampler = grain.samplers.IndexSampler(64, shuffle=True, seed=0, num_epochs=1)

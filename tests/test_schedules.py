@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+pytestmark = pytest.mark.slow
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "guides" / "schedules.md"
 
 

@@ -34,7 +34,7 @@ def seeds_by_index(*parts: Iterable[dict[str, Any]]) -> dict[int, int]:
 EXPECTED = {i: int(with_id({"index": i})["mix_seed"]) for i in range(SIZE)}
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [1, 4])
 def test_an_id_gives_the_seed_in_any_order(hosts: int) -> None:
     """Split first, as a stream, interleaved: where Grain's generator counts positions."""
     add = gm.RecordSeed(id_key="index")
@@ -52,8 +52,9 @@ def test_an_id_gives_the_seed_in_any_order(hosts: int) -> None:
     )
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("worker_count", [0, 2])
+@pytest.mark.parametrize(
+    ("hosts", "worker_count"), [(2, 0), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_an_id_needs_no_seed_of_the_sampler(hosts: int, worker_count: int) -> None:
     loaders = [
         grain.DataLoader(
@@ -168,21 +169,21 @@ def test_another_seed_gives_another_run(rng: np.random.Generator) -> None:
     print(f"{run=}")
 
     def lam(seed: int, recorded: int) -> Any:
-        sampler = grain.samplers.IndexSampler(2000, seed=seed, num_epochs=1)
+        sampler = grain.samplers.IndexSampler(500, seed=seed, num_epochs=1)
         add = gm.RecordSeed(seed=recorded)
-        records = [{"index": i} for i in range(2000)]
+        records = [{"index": i} for i in range(500)]
         loader = grain.DataLoader(
             data_source=records, sampler=sampler, operations=[add], worker_count=0
         )
         seeds = np.array([record["mix_seed"] for record in loader], np.uint32)
-        return np.asarray(gm.MixUpBatch(1.0).draw(seeds, (2000, 8, 8, 3)).lam)
+        return np.asarray(gm.MixUpBatch(1.0).draw(seeds, (500, 8, 8, 3)).lam)
 
     first, second = lam(0, 0), lam(1, 0)
     assert np.corrcoef(first[1:], second[:-1])[0, 1] > 0.99  # Grain's, and why `seed` exists
     for seed, recorded in ((0, run), (1, run), (0, run + 1)):
         for lag in (-1, 0, 1):
             other = np.roll(lam(seed, recorded), lag)
-            assert abs(np.corrcoef(first, other)[0, 1]) < 0.12  # 5 standard deviations
+            assert abs(np.corrcoef(first, other)[0, 1]) < 0.25  # 5.5 standard deviations
     assert (lam(0, run) == lam(0, run)).all()
 
 
@@ -241,7 +242,7 @@ def test_equal_seeds_are_warned_of(rng: np.random.Generator) -> None:
         mix([5, 5])  # once is enough
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [2, 4])
 def test_elastic_iterator_with_pairs(hosts: int) -> None:
     """Pairs are split and batched as units, so no split separates them."""
 

@@ -26,6 +26,7 @@ def test_scenes_are_exact_and_depend_on_their_index_alone() -> None:
         assert all(np.array_equal(scene[key], again[key]) for key in scene)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [detection, segmentation])
 def test_the_loss_falls(
     example: object,

@@ -56,6 +56,7 @@ def train(folder: pathlib.Path, *flags: object) -> list[str]:
     return output.splitlines()
 
 
+@pytest.mark.slow
 def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
     flags = ["--mix", "mixup", "--seed", 3]
     *_, straight = train(tmp_path, *flags, "--num-epochs", 6)
@@ -70,6 +71,7 @@ def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
     assert result == straight
 
 
+@pytest.mark.slow
 def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
     """With other options, the checkpoint's state would count other batches."""
     line = ["--workdir", tmp_path / "run", "--num-epochs", 1]
@@ -86,6 +88,7 @@ def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
     assert resumed == f"resumed after step {1437 // 64}"
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
     saved = tmp_path / "runs" / "digits-both-0" / "50"  # the first checkpoint
     with started(tmp_path, "--num-epochs", 10**6) as process:
@@ -100,12 +103,14 @@ def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
     assert lines[0] == f"resumed after step {found[1]}"
 
 
+@pytest.mark.slow
 def test_cifar10(tmp_path: pathlib.Path) -> None:
     prepare_look_alike(tmp_path / "data")
     lines = train(tmp_path, "--data", "cifar10", "--num-epochs", 1, "--batch-size", 32)
     assert lines[-1].startswith("32 clean test records: accuracy ")
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "SEEDS", range(2))
     monkeypatch.setattr(compare, "STEPS", 3)

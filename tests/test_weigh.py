@@ -43,8 +43,17 @@ def test_every_bit_of_a_nan_is_copied(dtype: Any, rng: np.random.Generator) -> N
         rows, columns = (slice(*bounds) for bounds in box[i])
         expected[rows, columns] = some[i ^ 1][rows, columns]
         np.testing.assert_array_equal(mixed[i], expected)
-    unmixed = gm.MixUpBatch(label_key=None, prob=0).map(batch)["image"].view(bits)
-    np.testing.assert_array_equal(unmixed, some)
+    # Also beside a partner whose NaN would make λ·x + 0·NaN a NaN.
+    seeds = rng.integers(2**32, size=64, dtype=np.uint32)
+    batch = {"image": images.reshape(64, 4, 4, 3), "mix_seed": seeds}
+    for transform in (
+        gm.MixUpBatch(prob=0.5, label_key=None),
+        gm.MixBatch(prob=0.5, label_key=None),
+    ):
+        unmixed = np.asarray(transform.draw(seeds, (64, 4, 4, 3)).lam) == 1
+        assert unmixed.any()
+        mixed = transform.map(batch)["image"].view(bits)
+        np.testing.assert_array_equal(mixed[unmixed], some.reshape(64, 4, 4, 3)[unmixed])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
