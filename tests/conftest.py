@@ -55,6 +55,8 @@ for entry in KEPT.iterdir():
         os.link(entry, CACHE / entry.name)
 # The processes that tests start inherit it, and need not compile again what this one has.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+# Or the folder's name would be part of each key.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+import weight_maps
 from array_record.python import array_record_module
 from common import assert_same, make_batch
 
@@ -151,11 +153,14 @@ def test_data_loader(records: Any, transform: Any) -> None:
             assert (batch["image"] != original["image"]).any()
 
 
+BY_MAP = gm.WeightMapMixBatch(functools.partial(weight_maps.patches, side=3), num_classes=RECORDS)
+
+
 class All(grain.transforms.Map):
     """All transforms at once, since worker processes take seconds to start."""
 
     def map(self, element: Batch) -> Batch:
-        return {type(t).__name__: t.map(element) for t in TRANSFORMS}
+        return {type(t).__name__: t.map(element) for t in [*TRANSFORMS, BY_MAP]}
 
 
 def test_data_loader_with_workers(records: Any) -> None:

@@ -302,33 +302,6 @@ def test_out_of_range(index: int) -> None:
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(3, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
-def test_state(hosts: int, workers: int, rng: np.random.Generator) -> None:
-    def start() -> Any:
-        plain = index_sampler(num_records=RECORDS // 4)
-        sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
-        return iter(data_loader(sampler, hosts - 1, hosts, workers))
-
-    # The first half, so that no worker gets to the end and has to start again.
-    iterator = start()
-    half = RECORDS // 4 // hosts // BATCH_SIZE
-    states, expected = [], []
-    for _ in range(half):
-        states.append(iterator.get_state())
-        expected.append({key: np.array(value) for key, value in next(iterator).items()})
-    # Forth and back in one iterator, two batches each time so that the way on is seen as well.
-    for i in rng.permutation(half - 1):
-        iterator.set_state(states[i])
-        assert_same([next(iterator), next(iterator)], expected[i : i + 2])
-    # In fresh ones, to the end. Processes take long to start, so these go once.
-    for i in [5] if workers else range(half):
-        fresh = start()
-        fresh.set_state(states[i])
-        rest = list(fresh)
-        assert len(rest) == 2 * half - i
-        assert_same(rest[: half - i], expected[i:])
-
-
 def test_repr() -> None:
     parts = [
         {"sampler": sampler, "shard_count": hosts, "worker_count": workers}

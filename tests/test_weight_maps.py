@@ -1,7 +1,6 @@
 """Mixing by a map of weights: `WeightMapMixBatch`, and the recipes of the examples."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import math
@@ -270,40 +269,6 @@ def test_everywhere_the_same(kind: str, mode: str, rng: np.random.Generator) -> 
     for mixed in found:
         for key in expected:
             np.testing.assert_array_equal(mixed[key], expected[key])
-
-
-@pytest.mark.slow
-def test_in_grains_loader() -> None:
-    """Mixed in worker processes, and resumed, as one host would mix with Grain's own batches."""
-    rng = np.random.default_rng(0)
-    records: Any = [
-        {"image": rng.integers(0, 256, (8, 6, 3), np.uint8), "label": i % 5} for i in range(32)
-    ]
-    mix = gm.WeightMapMixBatch(functools.partial(weight_maps.patches, side=3), num_classes=5)
-
-    def load(*last: Any, worker_count: int = 2) -> Any:
-        return iter(
-            grain.DataLoader(
-                data_source=records,
-                sampler=grain.samplers.IndexSampler(32, shuffle=True, seed=3, num_epochs=1),
-                operations=[gm.RecordSeed(), grain.transforms.Batch(4), *last],
-                worker_count=worker_count,
-            )
-        )
-
-    expected = [mix.map(batch) for batch in load()]
-    iterator = load(mix)
-    states, found = [], []
-    for _ in expected:
-        states.append(iterator.get_state())
-        found.append(next(iterator))
-    again = load(mix)
-    again.set_state(states[3])
-    for batches, start in ((found, 0), (list(again), 3)):
-        assert len(batches) == len(expected) - start
-        for batch, other in zip(batches, expected[start:], strict=True):
-            for key in other:
-                np.testing.assert_array_equal(batch[key], other[key])
 
 
 def test_a_map_is_computed_once(rng: np.random.Generator) -> None:
