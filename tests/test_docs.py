@@ -17,7 +17,8 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"(?:<!-- needs (\w+) -->\n+)?```python\n(.*?)```", re.DOTALL)
 # In a Python of its own, since these libraries set it up.
 ALONE = ("with", "coming_from")
-FAST = ("start/quickstart.md", "guides/mistakes.md", "how/promises/weights.md")
+FAST = ("start/quickstart.md", "guides/mistakes.md")
+FAST += ("how/promises/weights.md", "how/promises/errors.md")
 PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if "```python" in page.read_text()]
 
 
