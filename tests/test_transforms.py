@@ -237,6 +237,7 @@ def test_class_ids_with_an_axis_of_their_own(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(transform.map(column)[key], value)
 
 
+@pytest.mark.slow  # each operation is a program
 @pytest.mark.parametrize("size", [1, 5])
 def test_without_jit_nothing_shares_memory(size: int, rng: np.random.Generator) -> None:
     """Without the copy, an unmixed record could be the caller's own memory."""

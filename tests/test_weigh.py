@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from common import make_batch
 from reference import mixup_one
 
 import grain_mix as gm
@@ -43,17 +44,24 @@ def test_every_bit_of_a_nan_is_copied(dtype: Any, rng: np.random.Generator) -> N
         rows, columns = (slice(*bounds) for bounds in box[i])
         expected[rows, columns] = some[i ^ 1][rows, columns]
         np.testing.assert_array_equal(mixed[i], expected)
-    # Also beside a partner whose NaN would make λ·x + 0·NaN a NaN.
-    seeds = rng.integers(2**32, size=64, dtype=np.uint32)
-    batch = {"image": images.reshape(64, 4, 4, 3), "mix_seed": seeds}
-    for transform in (
-        gm.MixUpBatch(prob=0.5, label_key=None),
-        gm.MixBatch(prob=0.5, label_key=None),
-    ):
-        unmixed = np.asarray(transform.draw(seeds, (64, 4, 4, 3)).lam) == 1
-        assert unmixed.any()
-        mixed = transform.map(batch)["image"].view(bits)
-        np.testing.assert_array_equal(mixed[unmixed], some.reshape(64, 4, 4, 3)[unmixed])
+    unmixed = gm.MixUpBatch(label_key=None, prob=0).map(batch)["image"].view(bits)
+    np.testing.assert_array_equal(unmixed, some)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+def test_unmixed_records_keep_every_bit(dtype: Any, rng: np.random.Generator) -> None:
+    """Also beside a partner whose NaN would make λ·x + 0·NaN a NaN."""
+    images = rng.normal(size=(64, 4, 4, 3)).astype(dtype)
+    images[::2] = np.nan
+    images[1::4] = np.inf
+    batch = make_batch(rng, 64, image=images)
+    for kind in (gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch):
+        transform = kind(num_classes=10, prob=0.5)
+        unmixed = np.asarray(transform.draw(batch["mix_seed"], images.shape).lam) == 1
+        assert 0 < unmixed.sum() < 64
+        mixed = transform.map(batch)
+        assert mixed["image"][unmixed].tobytes() == images[unmixed].tobytes()
+        np.testing.assert_array_equal(mixed["label"][unmixed].max(axis=1), 1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])

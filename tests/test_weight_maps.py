@@ -200,7 +200,7 @@ def test_all_targets(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(sparse["label_weight"], mixed["label_weight"])
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["bool", pytest.param("float", marks=pytest.mark.slow)])
 def test_prob_valid_and_modes(kind: str, rng: np.random.Generator) -> None:
     function = KINDS[kind]
     batch = batch_of(rng, (64, 4, 5, 3)) | {"real": np.arange(64) < 60}
@@ -247,7 +247,13 @@ def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(weights(seeds[part]), expected[part])
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("bool", "elem"), ("float", "elem"), ("bool", "batch")])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("float", "elem"),
+        *(pytest.param("bool", m, marks=pytest.mark.slow) for m in ("elem", "batch")),
+    ],
+)
 def test_everywhere_the_same(kind: str, mode: str, rng: np.random.Generator) -> None:
     """Over devices, under jit, inside shard_map and set_mesh, and on Explicit axes."""
     batch = batch_of(rng)
