@@ -68,9 +68,12 @@ class _LoaderIterator(grain.DatasetIterator):
         super().__init__()
         self._batches = batches
         self._started = False
+        self._open = True
 
     def __next__(self) -> Any:
-        self._assert_not_closed()
+        if not self._open:
+            fix = "make a new one with iter(dataset)"
+            fail(ValueError, "LoaderDataset", "a closed iterator", "an open one", fix)
         if not self._started:
             # Workaround: after get_state or set_state, Grain 0.2.18 would start a worker when its
             # turn comes, one after another.
@@ -91,7 +94,8 @@ class _LoaderIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         super().close()
-        # Workaround: as of Grain 0.2.18 only what it wraps can be closed.
+        self._open = False
+        # Workaround, no public name: as of Grain 0.2.18 only what it wraps can be closed.
         self._batches._iterator.close()
 
     def __str__(self) -> str:

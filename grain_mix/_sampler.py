@@ -36,11 +36,12 @@ class PairedSampler:
         readers p <= g < min(t, G)   get one record, sampler[n - t + p + g]
         the others                   get none
 
-    so none is lost or comes twice (though Grain 0.2.18 drops the last n mod H indices itself). A
-    reader's single record is its last, and takes the one before it in the batch as its partner,
-    which one that is depends on H and W. `Batch(..., drop_remainder=True)` never lets it through,
-    but which records are dropped then depends on H and W, too. Nothing is left over if 2G divides n
-    or, with `drop_remainder=True`, if G times the batch size does.
+    so none is lost or comes twice. (Grain itself drops the last n mod H indices: up to 0.2.18
+    always, later if the `shard_options` say `drop_remainder=True`.) A reader's single record is its
+    last, and takes the one before it in the batch as its partner, which one that is depends on H
+    and W. `Batch(..., drop_remainder=True)` never lets it through, but which records are dropped
+    then depends on H and W, too. Nothing is left over if 2G divides n or, with
+    `drop_remainder=True`, if G times the batch size does.
 
     It takes an even batch size, since an odd one cuts pairs apart; no operation before `Batch` that
     drops or adds records; and not `mode="batch"`, where a record's draw comes from its batch.
@@ -140,9 +141,9 @@ def check_agreement(loader: grain.DataLoader) -> None:
     # can be compared.
     sampler = getattr(loader, "_sampler", None)
     shards = getattr(loader, "_shard_options", None)
-    workers = getattr(loader, "_multiprocessing_options", None)
-    if not isinstance(sampler, PairedSampler) or shards is None or workers is None:
+    if not isinstance(sampler, PairedSampler) or shards is None:
         return
+    workers = loader.multiprocessing_options
     ours = {"shard_count": sampler.shard_count, "worker_count": sampler.worker_count}
     theirs = {"shard_count": shards.shard_count, "worker_count": workers.num_workers}
     for field, count in ours.items():

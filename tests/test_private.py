@@ -1,0 +1,105 @@
+"""What the package reads from private places of Grain: which of it is gone when Grain moves."""
+
+import ast
+import importlib
+import inspect
+import multiprocessing
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import grain
+
+import grain_mix as gm
+from grain_mix import _calls
+
+PRIVATE = re.compile(r"_[a-z]\w*")
+PREFETCH = "grain._src.python.dataset.transformations.process_prefetch"
+
+
+def loader() -> Any:
+    sampler = grain.samplers.SequentialSampler(4)
+    return grain.DataLoader(data_source=range(4), sampler=sampler)
+
+
+def workers_flag() -> Any:
+    return importlib.import_module(PREFETCH)._is_in_worker_process
+
+
+class InWorker(grain.transforms.Map):
+    def map(self, element: Any) -> Any:
+        name = multiprocessing.current_process().name
+        return name.startswith("grain-process-prefetch-"), workers_flag(), _calls.is_grain_worker()
+
+
+def in_worker() -> Any:
+    options = grain.MultiprocessingOptions(num_workers=1)
+    return next(
+        iter(grain.MapDataset.range(1).map(InWorker()).to_iter_dataset().mp_prefetch(options))
+    )
+
+
+def sharded_sampler() -> Any:
+    options = grain.sharding.ShardOptions(shard_index=0, shard_count=2)
+    return grain.samplers.SequentialSampler(4, options)
+
+
+# Each name, the workaround that reads it, and how to see that it is still there.
+PLACES: dict[str, tuple[str, Callable[[], bool]]] = {
+    "_sampler": (
+        "LoaderDataset compares a loader with its PairedSampler",
+        lambda: isinstance(loader()._sampler, grain.samplers.SequentialSampler),
+    ),
+    "_shard_options": (
+        "LoaderDataset compares a loader with its PairedSampler, which refuses samplers that shard",
+        lambda: (
+            loader()._shard_options.shard_count == sharded_sampler()._shard_options.shard_count - 1
+        ),
+    ),
+    "_iterator": (
+        "LoaderDataset's iterators end their workers",
+        lambda: callable(iter(loader())._iterator.close),
+    ),
+    PREFETCH: ("a Grain worker leaves accelerators alone", lambda: workers_flag() is False),
+    "_is_in_worker_process": (
+        "a Grain worker leaves accelerators alone",
+        lambda: in_worker() == (True, True, True),
+    ),
+}
+
+
+def test_private_places_of_grain() -> None:
+    gone = []
+    for name, (use, is_there) in PLACES.items():
+        try:
+            there = is_there()
+        except (AttributeError, ImportError):
+            there = False
+        if not there:
+            gone.append(f"{name}: {use}")
+    assert not gone
+
+
+def names(path: pathlib.Path) -> tuple[set[str], set[str]]:
+    """The private names that a file reads, with `getattr` or without, and the names it defines."""
+    read, defined = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(attr=name, ctx=ast.Load()):
+                read |= {name} if PRIVATE.fullmatch(name) else set()
+            case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=name), *_]):
+                read |= {name} if PRIVATE.fullmatch(name) else set()
+            case ast.Constant(value=str(name)):
+                read |= {name} if "._src." in name else set()
+            case ast.Attribute(attr=name) | ast.FunctionDef(name=name) | ast.Name(id=name):
+                defined.add(name)
+    return read, defined
+
+
+def test_the_list_is_complete() -> None:
+    folder = pathlib.Path(inspect.getfile(gm)).parent
+    read, defined = (
+        set().union(*sets) for sets in zip(*map(names, folder.glob("*.py")), strict=True)
+    )
+    assert read - defined == set(PLACES)
