@@ -1,13 +1,14 @@
 """What surrounds each of our calls into JAX: the right platforms, no mesh, and a Python that stays.
 
 The only state of the package that is global to a process is here: the calls in progress, and
-whether Python is ending.
+whether Python is ending. While the end waits for calls, Ctrl-C does nothing.
 """
 
 import atexit
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,8 +38,8 @@ def into_jax() -> Iterator[None]:
     """
     _spare_accelerators()
     call = os.getpid(), object()  # a forked child inherits the set, but not the threads
-    _in_progress.add(call)  # before the look at _ending, or a call could slip by _end
-    try:
+    try:  # around all: Ctrl-C may come after any of these
+        _in_progress.add(call)  # before the look at _ending, or a call could slip by _end
         thread = threading.current_thread()
         if thread is not threading.main_thread():
             _callers.add(thread)
@@ -50,7 +51,6 @@ def into_jax() -> Iterator[None]:
         _in_progress.discard(call)
 
 
-@atexit.register
 def _end() -> None:
     """Lets no thread be inside JAX when Python ends, as far as our own calls go.
 
@@ -58,22 +58,46 @@ def _end() -> None:
     back from JAX then aborts the process. https://github.com/google/grain/issues/1196
     A thread whose call is refused ends by itself. Grain uses JAX around our calls as well, for its
     statistics, so the threads get some time more.
+
+    Ctrl-C does not cut this short, since the abort would come in its place. What it can do before,
+    with or without this package, is leave the lock of Grain's queue taken, if it hits a `next`.
+    Then Grain waits for that lock when its iterator is deleted, until one more Ctrl-C.
     """
     global _ending
-    _ending = True
-    pid = os.getpid()
-    _wait_while(lambda: any(owner == pid for owner, _ in tuple(_in_progress)), PATIENCE)
-    if _callers:
-        _wait_while(lambda: any(thread.is_alive() for thread in tuple(_callers)), GRACE)
-        _wait_while(lambda: True, GRACE / 10)  # for those that only pass on what ours made
+    defers = _interrupts_here()
+    if defers:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        _ending = True
+        pid = os.getpid()
+        _wait_while(lambda: any(owner == pid for owner, _ in tuple(_in_progress)), PATIENCE)
+        if _callers:
+            _wait_while(lambda: any(thread.is_alive() for thread in tuple(_callers)), GRACE)
+            _wait_while(lambda: True, GRACE / 10)  # for those that only pass on what ours made
+        atexit.unregister(_end)
+    finally:
+        if defers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Python raises KeyboardInterrupt where its next function begins. If that is _end, it never gets to
+# its first line, so the same comes again. The first that is done takes back the others.
+for _ in range(3):
+    atexit.register(_end)
+
+
+def _interrupts_here() -> bool:
+    """Whether Ctrl-C raises `KeyboardInterrupt` here; handlers of others stay."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
-    """Ctrl-C does not cut this short, since the abort would come in its place."""
+    """What others' handlers of signals raise does not cut this short either."""
     deadline = time.monotonic() + seconds
     waiting = True
     while waiting:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(BaseException):
             time.sleep(0.005)
             waiting = busy() and time.monotonic() < deadline
 

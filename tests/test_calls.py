@@ -16,10 +16,11 @@ import pytest
 import grain_mix as gm
 
 OPEN_AT_THE_END = """
-import atexit, contextlib, gc, sys, threading, traceback
+import atexit, contextlib, gc, sys, threading, time, traceback
 import grain, jax, numpy as np
 {before}
 import grain_mix as gm
+{after}
 
 records = [{{"image": np.zeros((256, 256, 3), np.uint8), "label": i}} for i in range(8)]
 iterators = []
@@ -44,9 +45,16 @@ NESTED = """dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, pref
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=10**6)"""
 
 
-def run(tmp_path: pathlib.Path, end: str = "", before: str = "", nested: str = "") -> Any:
+def program(
+    tmp_path: pathlib.Path, end: str = "", before: str = "", after: str = "", nested: str = ""
+) -> pathlib.Path:
     path = tmp_path / "main.py"
-    path.write_text(OPEN_AT_THE_END.format(end=end, before=before, nested=nested))
+    path.write_text(OPEN_AT_THE_END.format(end=end, before=before, after=after, nested=nested))
+    return path
+
+
+def run(tmp_path: pathlib.Path, **parts: str) -> Any:
+    path = program(tmp_path, **parts)
     return subprocess.run(
         [sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False
     )
@@ -65,7 +73,7 @@ def test_python_ends_while_threads_mix(
     end: str, status: int, nested: str, tmp_path: pathlib.Path
 ) -> None:
     """Grain's prefetch threads run until Python ends, unless their iterators are closed."""
-    done = run(tmp_path, end, nested=nested)
+    done = run(tmp_path, end=end, nested=nested)
     assert done.returncode == status, done.stderr
     assert ("OSError: mine" in done.stderr) == bool(status)
 
@@ -93,7 +101,7 @@ half_built = Strange.__new__(Strange)
 @pytest.mark.slow
 def test_strangers_are_left_alone(tmp_path: pathlib.Path) -> None:
     joins = "print({thread.join.__qualname__ for thread in threading.enumerate()})"
-    done = run(tmp_path, STRANGERS + joins)
+    done = run(tmp_path, end=STRANGERS + joins)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["{'Thread.join'}"]
     assert "a stranger's close" not in done.stderr
@@ -114,29 +122,102 @@ def mix():
     print(sorted(gm.MixUpBatch(label_key=None).map(batch)))
 atexit.register(mix)
 """
-    done = run(tmp_path, end, before)
+    done = run(tmp_path, end=end, before=before)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[8, 8]", "['image']"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pause", [0, 0.05])
-def test_two_control_c(pause: float, tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "main.py"
-    end = "print('ready', flush=True)\nwhile True: next(iterators[0])"
-    path.write_text(OPEN_AT_THE_END.format(end=end, before="", nested=""))
-    with subprocess.Popen(
+SLEEPS = "print('ready', flush=True)\nwhile True: time.sleep(1)"
+READS = "print('ready', flush=True)\nwhile True: next(iterators[0])"
+
+
+def interrupted_twice(path: pathlib.Path, pause: float, wait: float = 0) -> subprocess.Popen[str]:
+    """A program shortly after the second of two Ctrl-C."""
+    process = subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(pause)
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.05, 0.3])
+def test_two_control_c(pause: float, tmp_path: pathlib.Path) -> None:
+    """Wherever the second one comes. For what is special where the main thread reads, see below."""
+    with interrupted_twice(program(tmp_path, end=SLEEPS), pause) as process:
         _, err = process.communicate(timeout=120)
     # Python's own status: an abort would be -6 and a segfault -11.
     assert process.returncode in (-signal.SIGINT, 1), err
     assert "KeyboardInterrupt" in err
+
+
+def test_control_c_as_the_end_begins(tmp_path: pathlib.Path) -> None:
+    """Python raises it where its next function begins, which is ours, before its first line."""
+    after = """
+import ctypes, signal
+# Runs right before ours. As signal.raise_signal, but Python sees the signal later.
+atexit.register(getattr(ctypes.CDLL(None), "raise"), signal.SIGINT)
+"""
+    done = run(tmp_path, after=after)
+    assert "in _end\n" in done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+HANDLERS = """
+import atexit, os, signal, sys, threading, time
+came = []
+def mine(*_):
+    came.append(1)
+    raise OSError("mine")
+handler = mine if sys.argv[1] == "mine" else signal.default_int_handler
+signal.signal(signal.SIGINT, handler)
+@atexit.register
+def after_ours():
+    same = signal.getsignal(signal.SIGINT) is handler
+    print("cut short" if _calls._in_progress else "to the end", bool(came), same)
+from grain_mix import _calls
+_calls._in_progress.add((os.getpid(), None))
+def interrupt():
+    while not _calls._ending: time.sleep(0.001)
+    for _ in range(20):
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+    _calls._in_progress.clear()
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("handler", ["python's", "mine"])
+def test_handlers_of_signals(handler: str) -> None:
+    """None cuts the end short; others' are called, and all are as before afterwards."""
+    code = [sys.executable, "-c", HANDLERS, handler]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert done.stdout == f"to the end {handler == 'mine'} True\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nested", ["", NESTED], ids=["one", "nested"])
+@pytest.mark.parametrize("end", [SLEEPS, READS], ids=["sleeps", "reads"])
+def test_two_control_c_often(end: str, nested: str, tmp_path: pathlib.Path) -> None:
+    """A third one may be needed where the main thread reads, as it may be without this package.
+
+    Python may raise KeyboardInterrupt as `threading.Condition.__exit__` begins, so that `next`
+    leaves the lock of Grain's queue taken. Grain 0.2.18 waits for it when the iterator is deleted.
+    """
+    path = program(tmp_path, end=end, nested=nested)
+    for pause in (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3):
+        for wait in (0, 0.05, 0.2):
+            with interrupted_twice(path, pause, wait) as process:
+                try:
+                    _, err = process.communicate(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGINT if end == READS else signal.SIGKILL)
+                    _, err = process.communicate(timeout=60)
+            assert process.returncode in (-signal.SIGINT, 1), err
 
 
 def test_new_calls_are_refused_in_threads() -> None:
