@@ -24,9 +24,26 @@ exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
 html_title = "grain_mix"
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "navbar_persistent": [],
+    "footer_content_items": ["copyright", "licence"],
+}
+
+# The address of the repository is known where the site is published from.
+repository = os.environ.get("READTHEDOCS_GIT_CLONE_URL", "").removesuffix(".git")
+if "GITHUB_REPOSITORY" in os.environ:
+    repository = f"{os.environ['GITHUB_SERVER_URL']}/{os.environ['GITHUB_REPOSITORY']}"
+if repository:
+    html_theme_options |= {
+        "repository_url": repository,
+        "use_repository_button": True,
+        "use_issues_button": True,
+    }
 
 # Docstrings are in Google's style, with code in single backticks.
 default_role = "code"
@@ -43,7 +60,7 @@ intersphinx_mapping = {
 if "READTHEDOCS" not in os.environ:
     intersphinx_mapping = {}
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Code blocks run in `tests/test_docs.py`, and the notebook when it is renewed.
 nb_execution_mode = "off"
