@@ -66,7 +66,8 @@ def loss_of(net: Detector, batch: dict[str, jax.Array]) -> Any:
     of_class = optax.softmax_cross_entropy_with_integer_labels(logits[at], batch["class"])
     of_place = optax.huber_loss(corners[at], boxes).sum(axis=-1)
     weight = batch["box_weight"]
-    return (weight * (of_class + 10 * of_place)).sum() / weight.sum()
+    total = jnp.maximum(weight.sum(), 1)  # not 0, which would make NaN of a batch without objects
+    return (weight * (of_class + 10 * of_place)).sum() / total
 
 
 @nnx.jit
