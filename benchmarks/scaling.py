@@ -58,7 +58,8 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
 
 def _mix(name: str, classes: int = 1000, sparse: bool = False) -> Any:
     transform = gm.MixUpBatch if name == "MixUp" else gm.CutMixBatch
-    return transform(alpha=1.0, num_classes=classes, sparse_labels=sparse)
+    label = gm.Sparse(classes) if sparse else gm.OneHot(classes)
+    return transform(alpha=1.0, targets={"label": label})
 
 
 def _batch(size: int, side: int) -> dict[str, np.ndarray]:

@@ -24,11 +24,7 @@ CELLS = 12  # the detector answers for a grid of 12 x 12 cells
 
 MIX = gm.MixBatch(
     mixup_alpha=1.0,
-    label_key=None,  # the classes belong to the boxes
-    boxes_key="boxes",
-    box_format="yxyx",
-    box_keys=("class",),
-    min_visible=0.1,
+    targets={"boxes": gm.Boxes("yxyx", fields=("class",))},  # the classes belong to the boxes
 )
 
 
@@ -65,7 +61,7 @@ def loss_of(net: Detector, batch: dict[str, jax.Array]) -> Any:
     at = record, centre[..., 0], centre[..., 1]
     of_class = optax.softmax_cross_entropy_with_integer_labels(logits[at], batch["class"])
     of_place = optax.huber_loss(corners[at], boxes).sum(axis=-1)
-    weight = batch["box_weight"]
+    weight = batch["boxes_weight"]
     total = jnp.maximum(weight.sum(), 1)  # not 0, which would make NaN of a batch without objects
     return (weight * (of_class + 10 * of_place)).sum() / total
 
@@ -85,7 +81,7 @@ def draw(batch: dict[str, np.ndarray]) -> Figure:
     for i, axis in enumerate(figure.subplots(2, 4).flat):
         axis.imshow(batch["image"][i])
         axis.axis("off")
-        boxes, weights = batch["boxes"][i], batch["box_weight"][i]
+        boxes, weights = batch["boxes"][i], batch["boxes_weight"][i]
         for k, (box, weight) in enumerate(zip(boxes, weights, strict=True)):
             if weight == 0:
                 continue

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import grain_mix as gm
 
 # A blend shows two maps at once, so both come out, with a weight for each.
-MIX = gm.MixBatch(mixup_alpha=1.0, label_key=None, mask_key="map")
+MIX = gm.MixBatch(mixup_alpha=1.0, targets={"map": gm.LabelMap()})
 
 
 def main() -> None:

@@ -5,41 +5,63 @@ The modules, in the order in which a batch meets them:
 - `_sampler`: partners that do not depend on the number of hosts and workers
 - `_seed`: one `uint32` per record, from Grain's generator or from the record's own values
 - `_loader`: a DataLoader with its workers, before the devices
-- `_transforms`: MixUpBatch, CutMixBatch, MixBatch: what is drawn, which parts are mixed, and where
-- `_options`: the parameters of a transform, checked when it is made
-- `_fields`: finding and replacing the fields of a batch
-- `_maps`: maps of weights, from a user's function
-- `_draw`: from seeds to λ, partner and box, or map
-- `_parts`, `_labels`, `_boxes`: images and label maps, labels and pairs, boxes and instance masks:
-  each checks its fields and mixes them
+- `_transforms`, `_options`: the four transforms, and their parameters, checked when they are made
+- `_mixing`: a batch is mixed: on the host, on devices, or inside a user's `jit`
+- `_plan`: what a transform does with batches of one structure, decided once
+- `_draw`, `_laws`, `_maps`: from seeds to λ, partner and box, or map
+- `_partners`: neighbours in the batch
 - `_formula`: the two formulas, as one, in the form that each platform runs best
-- `_swap`: partners, and each record replaced by its partner
 - `_weigh`, `_words`: exact weighted means, for every dtype; in words of 32 bits for GPUs
-- `_blend`: the two formulas as public functions
-- `_axes`: which axes of an image a box spans
-- `_stack`: memory on the host that XLA shares
-- `_place`: on the host, or over the devices of a sharding
+- `targets`: what a field says about the image, one class for each kind
+- `_functions`: the two formulas as public functions
+- `_place`, `_stack`: on the host, or over the devices of a sharding; memory that XLA shares
+- `_fields`, `_axes`, `_dtypes`, `_grid`: names, axes, dtypes, and the grid of λ
+- `_trace`: what a user's function does when it is compiled
 - `_calls`: what surrounds each call into JAX
 - `_errors`: how an error reads
 """
 
-from grain_mix._blend import cutmix, mixup
 from grain_mix._draw import Draw
+from grain_mix._functions import cutmix, mixup
+from grain_mix._laws import Beta
 from grain_mix._loader import LoaderDataset
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
 from grain_mix._stack import aligned_stack
 from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch, WeightMapMixBatch
 from grain_mix._version import __version__
+from grain_mix.targets import (
+    Boxes,
+    LabelMap,
+    MultiHot,
+    OneHot,
+    Pair,
+    Soft,
+    Space,
+    Sparse,
+    Target,
+    ValueMap,
+)
 
 __all__ = [
+    "Beta",
+    "Boxes",
     "CutMixBatch",
     "Draw",
+    "LabelMap",
     "LoaderDataset",
     "MixBatch",
     "MixUpBatch",
+    "MultiHot",
+    "OneHot",
+    "Pair",
     "PairedSampler",
     "RecordSeed",
+    "Soft",
+    "Space",
+    "Sparse",
+    "Target",
+    "ValueMap",
     "WeightMapMixBatch",
     "__version__",
     "aligned_stack",

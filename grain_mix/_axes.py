@@ -1,59 +1,69 @@
-"""Which axes of an image a box spans."""
+"""Which axes of an image a box or a map of weights spans."""
 
 from typing import Any
 
 from grain_mix._errors import fail, is_int, quote
 
-CHANNELS = (1, 3, 4)  # how many channels an image usually has
+MOST_CHANNELS = 4
 LONGEST = 1 << 24  # pixels along an axis: positions in a box are drawn on a grid this fine
+EXAMPLES = {  # by the number of axes
+    2: "(1,) for [B, T]",
+    3: "(1,) for [B, T, C], (2,) for [B, C, T], (1, 2) for [B, H, W]",
+    4: "(1, 2) for [B, H, W, C], (2, 3) for [B, C, H, W], (1, 2, 3) for [B, D, H, W]",
+    5: "(2, 3) or (1, 2, 3) for [B, T, H, W, C], (3, 4) or (1, 3, 4) for [B, T, C, H, W]",
+}
 
 
-def as_axes(where: str, axes: Any) -> tuple[int, ...]:
-    """Checks `spatial_axes` as far as that is possible without an image."""
+def as_axes(where: str, option: str, axes: Any) -> tuple[int, ...] | None:
+    """Checks axes as far as that is possible without an image."""
     fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
+    if axes is None:
+        return None
+    axes = tuple(axes) if isinstance(axes, list) else axes
+    came = f"{option}={quote(axes)}"
     if not isinstance(axes, tuple) or not axes or not all(map(is_int, axes)):
-        fail(TypeError, where, f"spatial_axes={quote(axes)}", "a tuple of axes", fix)
+        fail(TypeError, where, came, "a tuple of axes", fix)
     if 0 in axes:
-        fail(ValueError, where, f"spatial_axes={axes}", "no 0, which is the batch axis", fix)
+        fail(ValueError, where, came, "no 0, which is the batch axis", fix)
     if len(set(axes)) < len(axes):
-        fail(ValueError, where, f"spatial_axes={axes}", "each axis once", fix)
+        fail(ValueError, where, came, "each axis once", fix)
     return tuple(map(int, axes))
 
 
 def axes_of(
-    where: str, axes: tuple[int, ...] | None, key: str, shape: tuple[int, ...]
+    where: str, axes: tuple[int, ...] | None, name: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Returns the axes of an image of this shape, counted from the front, after checking them.
 
-    `None` is (1, 2), unless the image looks like `[B, C, H, W]`: then a box would be cut across
-    channels, so that is an error.
+    `None` is (1, 2) for `[B, H, W, C]` with few channels. Every other shape must name its axes.
     """
     if axes is None:
+        if len(shape) != 4 or not shape[3] <= min(MOST_CHANNELS, shape[1] - 1, shape[2] - 1):
+            came = f"spatial_axes=None for {name!r} of shape {list(shape)}"
+            expected = f"[B, H, W, C] with at most {MOST_CHANNELS} channels, or axes with names"
+            examples = EXAMPLES.get(len(shape), "(1,) for [B, T]")
+            fix = f"say which axes are height and width, or time: spatial_axes={examples}"
+            fail(ValueError, where, came, expected, fix)
         axes = (1, 2)
-        if len(shape) > 2 and shape[1] in CHANNELS and shape[-1] not in CHANNELS:
-            spatial = tuple(range(2, len(shape)))
-            fix = f"pass spatial_axes={spatial} if axis 1 holds channels, else spatial_axes=(1, 2)"
-            came = (
-                f"spatial_axes=None for {key!r} of shape {shape}, whose axis 1 looks like channels"
-            )
-            fail(ValueError, where, came, "the axes to be named", fix)
+    return front_axes(where, "spatial_axes", axes, name, shape)
+
+
+def front_axes(
+    where: str, option: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Axes counted from the front, after checking that an array of this shape has them."""
     front = tuple(axis + len(shape) if axis < 0 else axis for axis in axes)
     if any(not 0 < axis < len(shape) for axis in front) or len(set(front)) < len(front):
-        fix = "(1, 2) is for [B, H, W, C], (2, 3) for [B, C, H, W], (1,) for [B, T]"
-        came = f"spatial_axes={tuple(axes)} for {key!r} of shape {shape}"
+        came = f"{option}={axes} for {name!r} of shape {list(shape)}"
+        fix = f"pass {EXAMPLES.get(len(shape), '(1,) for [B, T]')}"
         fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
-    check_pixels(where, key, shape)
     if any(shape[axis] > LONGEST for axis in front):
-        expected = f"at most {LONGEST} pixels along an axis"
-        fail(ValueError, where, f"{key!r} of shape {shape}", expected, "split it up before")
+        came, expected = (
+            f"{name!r} of shape {list(shape)}",
+            f"at most {LONGEST} pixels along an axis",
+        )
+        fail(ValueError, where, came, expected, "split it up before")
     return front
-
-
-def check_pixels(where: str, key: str, shape: tuple[int, ...]) -> None:
-    """Checks that an image is not empty."""
-    if min(shape) < 1:
-        came = f"{key!r} of shape {shape}"
-        fail(ValueError, where, came, "at least one pixel", "filter empty images out before")
 
 
 def axes_in(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:

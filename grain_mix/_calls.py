@@ -1,7 +1,8 @@
-"""What surrounds each of our calls into JAX: the right platforms, no mesh, and a Python that stays.
+"""What surrounds each of our calls into JAX: platforms, settings, no mesh, a Python that stays.
 
-The only state of the package that is global to a process is here: the calls in progress, and
-whether Python is ending. While the end waits for calls, Ctrl-C does nothing.
+The state of the package that is global to a process is here, the calls in progress and whether
+Python is ending, and in `_mixing`, the compiled programs. While the end waits for calls, Ctrl-C
+does nothing.
 """
 
 import atexit
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 PATIENCE = 20.0  # seconds that the end of Python waits for calls in progress
 GRACE = 0.5  # seconds that it waits for the threads that made them
 
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _NO_MESH = Mesh(np.empty((), object), ())
 _in_progress: set[tuple[int, object]] = set()
 _callers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # all but the main thread
@@ -45,7 +47,7 @@ def into_jax() -> Iterator[None]:
             _callers.add(thread)
             if _ending:
                 raise RuntimeError("grain_mix: Python is ending, so this thread cannot mix more")
-        with _outside_meshes():
+        with _settings():
             yield
     finally:
         _in_progress.discard(call)
@@ -124,14 +126,52 @@ def is_grain_worker() -> bool:
     return bool(getattr(module, "_is_in_worker_process", True))
 
 
-def _outside_meshes() -> contextlib.AbstractContextManager[Any]:
-    """Leaves the mesh of `jax.set_mesh`, if there is one.
+def _settings() -> contextlib.AbstractContextManager[Any]:
+    """What must not change our calls, where it is set: most often nothing is, and nothing is done.
 
-    Workaround for JAX 0.7 to 0.12: a program that is compiled inside a mesh belongs to the devices
+    Our calls copy NaN and infinity, which users may search for in what they compute themselves.
+    What a call sends to a device or brings back, it has been asked for.
+
+    Workaround for JAX 0.8 to 0.12: a program that is compiled inside a mesh belongs to the devices
     of that mesh, while ours belongs to the devices that hold its input:
     https://github.com/google/orbax/issues/3183
     """
-    try:
-        return jax.set_mesh(_NO_MESH)
-    except ValueError:  # under jit, where the mesh is that of the surrounding program
-        return contextlib.nullcontext()
+    config: Any = jax.config
+    contexts: list[contextlib.AbstractContextManager[Any]] = []
+    if config.jax_debug_nans:
+        contexts.append(jax.debug_nans(False))
+    if config.jax_debug_infs:
+        contexts.append(jax.debug_infs(False))
+    if any(
+        guard not in (None, "allow")
+        for guard in (
+            config.jax_transfer_guard,
+            config.jax_transfer_guard_host_to_device,
+            config.jax_transfer_guard_device_to_host,
+        )
+    ):
+        contexts.append(jax.transfer_guard("allow"))
+    if not jax.sharding.get_abstract_mesh().empty:
+        with contextlib.suppress(ValueError):  # under jit the surrounding program has the mesh
+            contexts.append(jax.set_mesh(_NO_MESH))
+    if not contexts:
+        return _NOTHING
+    stack = contextlib.ExitStack()
+    for context in contexts:
+        stack.enter_context(context)
+    return stack
+
+
+def jax_defaults() -> contextlib.AbstractContextManager[Any]:
+    """JAX's own settings, for tracing a user's function, so that a record's draw is its own."""
+    stack = contextlib.ExitStack()
+    for context in (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.default_prng_impl("threefry2x32"),
+        jax.default_matmul_precision(None),
+    ):
+        stack.enter_context(context)
+    return stack

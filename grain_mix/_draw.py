@@ -1,25 +1,37 @@
 """From seeds to parameters: λ, partner and box.
 
-Everything here is integer arithmetic on counter-based random bits, with λ on a grid of 2⁻²⁴, the
-spacing of float32 just below 1. So λ and 1-λ are both exact, and every platform, compiler and
-device count draws the very same numbers.
+Everything here is integer arithmetic on counter-based random bits, with λ on a grid of 2⁻²⁴. So
+every platform, compiler and device count draws the very same numbers.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+import warnings
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from grain_mix import _laws
+from grain_mix._dtypes import is_no_chance
 from grain_mix._errors import describe, fail
+from grain_mix._grid import ONE, from_grid
+from grain_mix._laws import Beta
 from grain_mix._maps import WeightMap, maps_of
-from grain_mix._swap import partners, swap
+from grain_mix._partners import partners, swap
 
-ONE = 1 << 24  # λ = 1 on the grid
-BYTES = ((0, 255), (8, 255), (16, 511))  # shifts and masks that part a weight on the grid
+PARTS = ((0, 255), (8, 255), (16, 511))  # shifts and masks that part a weight on the grid
+
+EQUAL_SEEDS = (
+    "grain_mix: several records of one batch have the same seed, more than chance explains, so "
+    "they are mixed alike. It happens when datasets that each have the same .seed(...) are "
+    "interleaved, when RecordSeed comes before a FlatMap, and when records are repeated or padded. "
+    "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
+    "name padding with valid_key."
+)
 
 
 @jax.tree_util.register_dataclass
@@ -27,14 +39,18 @@ BYTES = ((0, 255), (8, 255), (16, 511))  # shifts and masks that part a weight o
 class Draw:
     """The parameters of one mixed batch of B records; a JAX pytree.
 
+    A record that is not mixed has λ = 1 and an empty box. A kind of target gets the draw of one
+    record: the same fields, without the axis B.
+
     Attributes:
         lam: `float32 [B]`, a record's own weight in its label, which is also the fraction of its
             own pixels (CutMix) or their weight (MixUp). Its partner has the weight `1 - lam`. It
             is NaN for a record whose weight map has values outside [0, 1].
-        partner: `int32 [B]`, the batch position of the record that each is mixed with.
+        partner: `int32 [B]`, the batch position of the record that each is mixed with; `None` with
+            a `partner_key`.
         box: `int32 [B, n, 2]`, `(start, stop)` along each of the n spatial axes of the box that
             comes from the partner, empty where a record is not cut; `None` for MixUp.
-        outside: `float32 [B]`, the weight of a record's own pixels outside its box: `lam` for
+        mixup_lam: `float32 [B]`, the weight of a record's own pixels outside its box: `lam` for
             MixUp, 1 for CutMix; `None` where it is always 1.
         weights: `[B, *lengths]`, `bool` or `float32`, the weight map that each record is mixed
             with: the weights of its own pixels along the spatial axes; `None` without a
@@ -42,10 +58,64 @@ class Draw:
     """
 
     lam: jax.Array
-    partner: jax.Array
+    partner: jax.Array | None
     box: jax.Array | None
-    outside: jax.Array | None
+    mixup_lam: jax.Array | None
     weights: jax.Array | None = None
+
+    def own_weight(self, points: ArrayLike) -> jax.Array:
+        """The record's own weight at pixel positions, under every transform.
+
+        Args:
+            points: `[..., n]`, whole numbers or floats, along the n axes of the box or the map;
+                for the draw of a batch `[B, ..., n]`. A pixel reaches from its position to the
+                next whole number.
+
+        Returns:
+            `float32 [...]`. Points outside the image are in no box; under a map they weigh as the
+            nearest pixel.
+
+        >>> import grain_mix as gm
+        >>> import numpy as np
+        >>> draw = gm.CutMixBatch().draw(np.array([5, 6], np.uint32), (2, 8, 8, 3))
+        >>> draw.box[0].tolist()
+        [[3, 8], [0, 7]]
+        >>> draw.own_weight(np.array([[[0.0, 0.0], [7.5, 6.0]]] * 2))[0].tolist()
+        [1.0, 0.0]
+        """
+        positions = jnp.asarray(points)
+        size, axes = self.lam.shape, None
+        if self.box is not None:
+            axes = self.box.shape[-2]
+        elif self.weights is not None:
+            axes = self.weights.ndim - self.lam.ndim
+        if positions.shape[: len(size)] != size or positions.ndim <= len(size):
+            fix = "give each record its points; jax.vmap gives the draw of one record"
+            came = f"points is {describe(positions)} for the draw of {size[0]} records"
+            fail(ValueError, "Draw.own_weight", came, f"[{size[0]}, ..., n]", fix)
+        if axes is not None and positions.shape[-1] != axes:
+            fix = "give the position along each axis of the box, in the order of spatial_axes"
+            came = f"points is {describe(positions)}"
+            fail(ValueError, "Draw.own_weight", came, f"[..., {axes}]", fix)
+        if size:
+            weights: jax.Array = jax.vmap(Draw.own_weight)(self, positions)
+            return weights
+        if self.weights is not None:
+            last = np.array(self.weights.shape, np.int32) - 1
+            pixels = jnp.floor(positions.astype(jnp.float32)).astype(jnp.int32)
+            pixels = jnp.minimum(jnp.maximum(pixels, np.int32(0)), _same_rank(last, pixels))
+            return self.weights[tuple(jnp.moveaxis(pixels, -1, 0))].astype(jnp.float32)
+        outside = jnp.float32(1) if self.mixup_lam is None else self.mixup_lam
+        if self.box is None:
+            return jnp.broadcast_to(outside, positions.shape[:-1])
+        start, stop = (_same_rank(bound, positions).astype(jnp.float32) for bound in self.box.T)
+        positions = positions.astype(jnp.float32)
+        inside = ((start <= positions) & (positions < stop)).all(-1)
+        return jnp.where(inside, np.float32(0), outside)
+
+
+def _same_rank(x: Any, like: jax.Array) -> jax.Array:
+    return jnp.asarray(x).reshape(*[1] * (like.ndim - 1), -1)
 
 
 def check_seeds(where: str, key: str, value: Any) -> int:
@@ -57,12 +127,29 @@ def check_seeds(where: str, key: str, value: Any) -> int:
             "(batch_size= of grain.load batches last, so leave it out)"
         )
         fail(ValueError, where, f"{key!r} is one seed", expected, fix)
+    if str(value.dtype) == "uint32" and len(value.shape) > 1:
+        came, fix = f"{key!r} is {describe(value)}", "use grain.transforms.Batch once"
+        fail(ValueError, where, f"{came}, as after two Batch", expected, fix)
     if str(value.dtype) != "uint32" or len(value.shape) != 1:
         fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
         fail(TypeError, where, f"{key!r} is {describe(value)}", expected, fix)
     if value.shape == (0,):
         fail(ValueError, where, "an empty batch", "B > 0", "filter empty batches out before")
     return int(value.shape[0])
+
+
+def warn_of_equal_seeds(seeds: np.ndarray, valid: np.ndarray | None = None) -> None:
+    """Warns where more records of a batch have equal seeds than chance explains."""
+    seeds = seeds if valid is None else seeds[valid]
+    equal = len(seeds) - len(set(seeds.tolist()))
+    if equal and is_no_chance(equal, len(seeds) * (len(seeds) - 1) / 2**33):
+        warn_once()
+
+
+@functools.cache
+def warn_once() -> None:
+    """Warns of equal seeds, once per process."""
+    warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=4)
 
 
 def check_valid(where: str, key: str, value: Any, size: int) -> None:
@@ -79,78 +166,157 @@ def share(mode: str, seeds: jax.Array) -> jax.Array:
     return jnp.broadcast_to(seeds[:1], seeds.shape) if mode == "batch" else seeds
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a transform draws: MixUp, CutMix (an alpha that is `None` rules it out) or either.
+class Bits(NamedTuple):
+    """`uint32 [B]` random bits of each record, some for each decision.
 
-    With a `weight_map`, `mixup_alpha` is that of the λ that the map is made for.
+    Each decision has bits of its own, so none moves when another is configured away. `axes` has two
+    words for each axis of a box, `[n, 2, B]`, or for the key of a map.
     """
 
-    prob: float
-    mixup_alpha: float | None = None
-    cutmix_alpha: float | None = None
-    switch_prob: float = 1.0
-    minmax: tuple[float, float] | None = None
-    weight_map: WeightMap | None = None
+    gate: jax.Array
+    switch: jax.Array
+    quantile: jax.Array
+    axes: jax.Array
 
-    @property
-    def blends(self) -> bool:
-        """Whether a draw may be MixUp."""
-        return self.mixup_alpha is not None and self.weight_map is None
+
+def random_bits(seeds: jax.Array, axes: int) -> Bits:
+    """The random bits of each record: Threefry of its seed and the number of the decision."""
+    # Without jax.random.key, which adds jax_random_seed_offset. fold_in, unlike jax.random.bits,
+    # does not depend on jax_threefry_partitionable.
+    keys = jnp.stack([jnp.zeros_like(seeds), seeds], axis=1)
+    decisions = jnp.arange(2 + axes, dtype=jnp.uint32)
+    words = jax.vmap(jax.vmap(fold_in, (0, None)), (None, 0))(keys, decisions)
+    words = jnp.moveaxis(words, 2, 1)
+    return Bits(words[0, 0], words[0, 1], words[1, 0], words[2:])
+
+
+def fold_in(words: jax.Array, number: jax.Array) -> jax.Array:
+    """`uint32 [2]`: the words of a key, and a number, hashed by Threefry."""
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    folded: jax.Array = jax.random.key_data(jax.random.fold_in(key, number))
+    return folded
+
+
+class Recipe(Protocol):
+    """What a transform draws.
+
+    `blends`: whether it may blend by one weight. `cuts`: whether it may cut a box.
+    """
+
+    blends: bool
+    cuts: bool
+
+    def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...]) -> Draw:
+        """Draws for the records that are `mixed`, with images of these lengths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MixUp:
+    """λ·x + (1-λ)·x_partner."""
+
+    law: Beta
+    blends = True
+    cuts = False
+
+    def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...]) -> Draw:
+        """λ by its law."""
+        lam = from_grid(jnp.where(mixed, _laws.draw(bits.quantile, self.law), np.uint32(ONE)))
+        return Draw(lam, None, None, mixup_lam=lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class CutMix:
+    """A box of the partner's. With `minmax` its sides are uniform, and λ's law is not used."""
+
+    law: Beta
+    minmax: tuple[float, float] | None
+    blends = False
+    cuts = True
+
+    def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...]) -> Draw:
+        """A box, and λ by its pixels."""
+        box_weight = np.uint32(ONE) - _laws.draw(bits.quantile, self.law)
+        sides = [
+            _paper_side(length, words, box_weight, len(lengths))
+            if self.minmax is None
+            else _minmax_side(length, words, self.minmax)
+            for length, words in zip(lengths, bits.axes, strict=True)
+        ]
+        box = jnp.stack(sides, axis=1)
+        # In float32: exact up to 2²⁴ pixels, where int32 would overflow on large volumes.
+        inside = jnp.prod((box[:, :, 1] - box[:, :, 0]).astype(jnp.float32), axis=1)
+        outside = np.float32(math.prod(lengths)) - inside
+        # Not over the constant, whose rounded reciprocal XLA would multiply with instead, as it
+        # does where it can tell that there is no box. So whether there is one is asked last.
+        lam = jnp.where(mixed, outside / (outside + inside), np.float32(1))
+        return Draw(lam, None, jnp.where(mixed[:, None, None], box, np.int32(0)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """CutMix with the chance `switch_prob`, else MixUp."""
+
+    mixup: MixUp
+    cutmix: CutMix
+    switch_prob: float
+    blends = True
+    cuts = True
+
+    def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...]) -> Draw:
+        """A box or a λ, the other of them empty or 1."""
+        cut = mixed & chance(bits.switch, self.switch_prob)
+        blended = self.mixup.draw(bits, mixed & ~cut, lengths)
+        boxed = self.cutmix.draw(bits, cut, lengths)
+        lam = jnp.where(cut, boxed.lam, blended.lam)
+        return Draw(lam, None, boxed.box, blended.mixup_lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByMap:
+    """A user's map of weights, which is made for a λ."""
+
+    weight_map: WeightMap
+    law: Beta
+    blends = False
+    cuts = False
+
+    def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...]) -> Draw:
+        """The map, and λ by its mean."""
+        lam, weights = _by_map(self.maps(bits, lengths), mixed)
+        return Draw(lam, None, None, None, weights)
+
+    def maps(self, bits: Bits, lengths: tuple[int, ...]) -> jax.Array:
+        """`[B, *lengths]`: what the function makes of each record's λ and key."""
+        lam = from_grid(_laws.draw(bits.quantile, self.law))
+        return maps_of(self.weight_map, bits.axes[0].T, lam, lengths)
 
 
 def draw(
-    recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...], valid: jax.Array | None = None
+    recipe: Recipe,
+    prob: float,
+    seeds: jax.Array,
+    lengths: tuple[int, ...],
+    valid: jax.Array | None = None,
+    partner_valid: jax.Array | None = None,
+    *,
+    brings_partner: bool = False,
 ) -> Draw:
     """Draws for `uint32 [B]` seeds and images that are `lengths` long on their spatial axes.
 
-    Each decision has random bits of its own, so none moves when another is configured away. A
-    pair in which a record is not `valid` stays unmixed.
+    Records 2k and 2k+1 are partners, unless each brings its own. A record mixes if it is `valid`,
+    and its partner is. A record that is its own partner does not.
     """
-    (gate, switch), (quantile, _), *axes = _random_bits(seeds, 2 + len(lengths))
-    partner = jnp.asarray(partners(len(seeds)))
-    mixed = _chance(gate, recipe.prob)
-    if valid is not None:
-        mixed = mixed & valid & swap(valid)
-    if recipe.weight_map is not None:
-        lam, weights = _by_map(raw_maps(recipe, seeds, lengths), mixed)
-        return Draw(lam, partner, None, None, weights)
-    if recipe.cutmix_alpha is None:
-        assert recipe.mixup_alpha is not None
-        lam = _lam(mixed, beta(quantile, recipe.mixup_alpha))
-        return Draw(lam, partner, None, outside=lam)
-
-    cut = mixed
-    outside = None
-    if recipe.mixup_alpha is not None:
-        cut = mixed & _chance(switch, recipe.switch_prob)
-        outside = _lam(mixed & ~cut, beta(quantile, recipe.mixup_alpha))
-    box_weight = np.uint32(ONE) - beta(quantile, recipe.cutmix_alpha)
-    sides = [
-        _paper_side(length, bits, box_weight, len(lengths))
-        if recipe.minmax is None
-        else _minmax_side(length, bits, recipe.minmax)
-        for length, bits in zip(lengths, axes, strict=True)
-    ]
-    box = jnp.stack(sides, axis=1)
-    # In float32: exact up to 2²⁴ pixels, where int32 would overflow on large volumes.
-    inside = jnp.prod((box[:, :, 1] - box[:, :, 0]).astype(jnp.float32), axis=1)
-    outside_box = np.float32(math.prod(lengths)) - inside
-    # Not over the constant, whose rounded reciprocal XLA would multiply with instead, as it does
-    # where it can tell that there is no box. So whether there is one is asked last.
-    kept = outside_box / (outside_box + inside)
-    lam = jnp.where(cut, kept, np.float32(1) if outside is None else outside)
-    return Draw(lam, partner, jnp.where(cut[:, None, None], box, np.int32(0)), outside)
-
-
-def raw_maps(recipe: Recipe, seeds: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
-    """`[B, *lengths]`: what the function makes of each record's λ and key."""
-    assert recipe.weight_map is not None
-    assert recipe.mixup_alpha is not None
-    _, (quantile, _), words = _random_bits(seeds, 3)
-    lam = beta(quantile, recipe.mixup_alpha).astype(jnp.float32) / np.float32(ONE)
-    keys = jax.random.wrap_key_data(words.T, impl="threefry2x32")
-    return maps_of(recipe.weight_map, keys, lam, lengths)
+    bits = random_bits(seeds, 1 if isinstance(recipe, ByMap) else len(lengths))
+    mixed = chance(bits.gate, prob)
+    if not brings_partner:
+        partner_valid = None if valid is None else swap(valid)
+        if len(seeds) == 1:
+            mixed = jnp.zeros_like(mixed)
+    for real in (valid, partner_valid):
+        mixed = mixed if real is None else mixed & real
+    drawn = recipe.draw(bits, mixed, lengths)
+    partner = None if brings_partner else jnp.asarray(partners(len(seeds)))
+    return dataclasses.replace(drawn, partner=partner)
 
 
 def _by_map(maps: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -167,57 +333,20 @@ def _by_map(maps: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
     on_grid = jnp.rint(jnp.where(is_weight, maps, 0) * np.float32(ONE)).astype(jnp.uint32)
     on_grid = jnp.where(each, on_grid, np.uint32(ONE))
     # Byte by byte, since float32 would lose what integers sum exactly, up to 2²⁴ pixels.
+    sums = [((on_grid >> shift) & mask).sum(axes, dtype=jnp.uint32) for shift, mask in PARTS]
     total = sum(
-        ((on_grid >> shift) & mask).sum(axes, dtype=jnp.uint32) * np.float32(2.0**shift / ONE)
-        for shift, mask in BYTES
+        count.astype(jnp.float32) * np.float32(2.0**shift / ONE)
+        for count, (shift, _) in zip(sums, PARTS, strict=True)
     )
-    lam = jnp.where((on_grid == ONE).all(axes), np.float32(1), jnp.minimum(total / size, 1))
+    is_whole = sums[-1] == np.uint32((ONE >> PARTS[-1][0]) * math.prod(maps.shape[1:]))
+    lam = jnp.where(is_whole, np.float32(1), jnp.minimum(total / size, np.float32(1)))
     lam = jnp.where(mixed & ~is_weight.all(axes), np.float32(np.nan), lam)
-    return lam, on_grid.astype(jnp.float32) / np.float32(ONE)
+    return lam, from_grid(on_grid)
 
 
-def _lam(mixed: jax.Array, weight: jax.Array) -> jax.Array:
-    """`float32 [B]` of a weight on the grid, 1 where nothing is mixed."""
-    return jnp.where(mixed, weight, np.uint32(ONE)).astype(jnp.float32) / np.float32(ONE)
-
-
-def _random_bits(seeds: jax.Array, count: int) -> jax.Array:
-    """`uint32 [count, 2, B]` random bits: two words for each of `count` decisions of a record."""
-    # fold_in, unlike jax.random.bits, does not depend on jax_threefry_partitionable.
-    keys = jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)
-    decisions = jnp.arange(count, dtype=jnp.uint32)
-    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
-    return jnp.moveaxis(jax.random.key_data(fold_in(keys, decisions)), 2, 1)
-
-
-def _chance(bits: jax.Array, probability: float) -> jax.Array:
+def chance(bits: jax.Array, probability: float) -> jax.Array:
     """`bool [B]`, true with the given probability; exactly always for 1 and never for 0."""
     return (bits >> 8) < np.uint32(round(probability * ONE))
-
-
-@functools.cache
-def _beta_quantiles(alpha: float) -> np.ndarray:
-    """The inverse distribution function of Beta(α, α) at 4097 points, on the grid of λ."""
-    from scipy.special import betaincinv  # comes with JAX; costs 0.2 s, so only when needed
-
-    # Beyond these the table stays as it is, while SciPy fails near the ends of all floats.
-    alpha = min(max(alpha, 1e-30), 1e30)
-    # Not to 0, where a large α would make outliers of a first cell that spans half of all λ.
-    quantiles = np.maximum(np.arange(2049) / 4096, 2.0**-14)
-    lower = np.rint(betaincinv(alpha, alpha, quantiles) * ONE).astype(np.uint32)
-    return np.concatenate([lower, ONE - lower[-2::-1]])
-
-
-def beta(bits: jax.Array, alpha: float) -> jax.Array:
-    """λ ~ Beta(α, α) as `uint32 [B]` multiples of 2⁻²⁴.
-
-    Linear between the points of a table: no loop (rejection sampling needs one, and a loop whose
-    length depends on data makes a GPU's host wait), off by less than 1/4096 of probability.
-    """
-    table = jnp.asarray(_beta_quantiles(float(alpha)))
-    cell, fraction = bits >> 20, (bits >> 12) & 255
-    low, high = table[cell], table[cell + 1]
-    return low + (((high - low) * fraction + 128) >> 8)
 
 
 def _paper_side(length: int, bits: jax.Array, weight: jax.Array, n: int) -> jax.Array:
@@ -242,3 +371,30 @@ def _minmax_side(length: int, bits: jax.Array, minmax: tuple[float, float]) -> j
     side = smallest + bits[1] % np.uint32(largest - smallest + 1)
     start = bits[0] % (np.uint32(length + 1) - side)
     return jnp.stack([start, start + side], axis=1).astype(jnp.int32)
+
+
+def words_of_key(where: str, key: Any) -> jax.Array:
+    """The data of a JAX key, new style or old, as `uint32 [n]`."""
+    fix = "pass one key of this step, such as jax.random.fold_in(key, step)"
+    if not isinstance(key, jax.Array | np.ndarray):
+        fail(TypeError, where, f"key is {describe(key)}", "a key of jax.random", fix)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        came = "a key inside shard_map, where all shards would draw alike"
+        fix = "there, add a field of seeds outside, and leave key out"
+        fail(ValueError, where, came, "a key outside, or seeds", fix)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape:
+            fail(ValueError, where, f"key is {describe(key)}", "one key, not several", fix)
+        return jax.random.key_data(key)
+    if str(key.dtype) != "uint32" or key.ndim != 1 or not key.size:
+        fail(TypeError, where, f"key is {describe(key)}", "one key of jax.random", fix)
+    return jnp.asarray(key)
+
+
+def seeds_of_key(words: jax.Array, size: int) -> jax.Array:
+    """`uint32 [size]`: seed i is a hash of the key's data and of i, whatever the size."""
+    data = jnp.zeros(2, jnp.uint32)
+    for word in words:
+        data = fold_in(data, word)
+    positions = jnp.arange(size, dtype=jnp.uint32)
+    return jax.vmap(fold_in, (None, 0))(data, positions)[:, 0]

@@ -1,13 +1,13 @@
 """How an error reads: where it happened, what came, what was expected, and how to fix it."""
 
+import dataclasses
 import difflib
+import functools
 import numbers
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
-# Dtypes by name, which differs where bytes are swapped: JAX does not take those.
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+T = TypeVar("T")
 
 
 def fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
@@ -42,21 +42,45 @@ def quote(value: Any) -> str:
     return text if len(text) < 500 else f"{text[:500]}..."
 
 
-def native_fix(dtype: Any) -> str:
-    """The fix for a dtype whose bytes are swapped, which JAX does not take; else `""`."""
-    if getattr(dtype, "isnative", True) or dtype.kind not in "iuf":
-        return ""
-    return f"its bytes are swapped, so cast it before, .astype(np.{dtype.newbyteorder('=')})"
-
-
 def did_you_mean(word: Any, words: Iterable[Any]) -> str:
     """`"did you mean 'image'? "` if one of the words is close, else `""`."""
     near = difflib.get_close_matches(str(word), [str(other) for other in words], n=1)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
-def name(where: str, field: str, value: Any) -> None:
-    """Checks that a value can be the name of a field."""
-    if not isinstance(value, str) or not value:
-        fix = "pass a string like 'image'"
-        fail(TypeError, where, f"{field}={quote(value)}", "a field's name", fix)
+def explains_mistakes(transform: type[T]) -> type[T]:
+    """Lets a class be made with wrong arguments only to say which ones there are."""
+    where = transform.__name__
+    made: Callable[..., None] = transform.__init__
+    all_fields: Any = dataclasses.fields(transform)  # type: ignore[arg-type]
+    positional = sum(not field.kw_only for field in all_fields)
+    fields = [field.name for field in sorted(all_fields, key=lambda field: field.kw_only)]
+
+    @functools.wraps(made)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args and isinstance(args[0], Mapping | Iterator):  # Grain calls what it takes to be one
+            came = f"the class was given in place of a transform, and called with {kind(args[0])}"
+            fix = f"write {where}(), with brackets"
+            fail(TypeError, where, came, "a transform", fix)
+        for field in sorted(set(kwargs) - set(fields)):
+            hint = _near(field, fields)
+            came = f"an unknown parameter {field!r}"
+            fail(TypeError, where, came, f"one of {', '.join(fields)}", f"{hint}see the docstring")
+        if len(args) > positional:
+            came = f"{len(args)} parameters without a name"
+            fix = (
+                f"write names, such as {fields[positional]}=..."
+                if fields[positional:]
+                else "drop one"
+            )
+            fail(TypeError, where, came, f"at most {positional}", fix)
+        made(self, *args, **kwargs)
+
+    setattr(transform, "__init__", checked)  # noqa: B010 (mypy refuses the plain assignment)
+    return transform
+
+
+def _near(field: str, fields: list[str]) -> str:
+    """The one parameter that is probably meant."""
+    near = [name for name in fields if len(field) > 2 and (field in name or name in field)]
+    return f"did you mean {near[0]!r}? " if len(near) == 1 else did_you_mean(field, fields)

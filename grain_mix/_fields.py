@@ -1,19 +1,29 @@
 """Finding, replacing and dropping the fields of a batch, which is a dict or a tuple.
 
-A key is a name, a path `"inputs/image"` into nested dicts, or the position of a tuple's element.
+A field's name is a key, a path `"inputs/image"` or `"views/0"` through dicts and tuples, or a
+position in a tuple. What is added to a tuple goes into one dict at its end.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from grain_mix._errors import describe, did_you_mean, fail, is_array, kind
+from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, quote
 
-Key = str | int
 Path = tuple[Any, ...]  # from the batch to a field, through dicts and tuples
 DROPPED = object()
+
+
+def as_name(where: str, option: str, value: Any) -> str:
+    """A field's name, or its position in a tuple, as a string."""
+    if is_int(value):
+        return str(int(value))
+    if not isinstance(value, str) or not value:
+        fix = "pass a string like 'image', or a position in a tuple"
+        fail(TypeError, where, f"{option}={quote(value)}", "a field's name", fix)
+    return value
 
 
 def check_container(where: str, batch: Any) -> None:
@@ -23,56 +33,100 @@ def check_container(where: str, batch: Any) -> None:
         fail(TypeError, where, f"a batch that is {kind(batch)}", "a dict or a tuple", fix)
 
 
-def locate(batch: Any, key: Key) -> Path | None:
-    """The path to a field, or `None` if there is none."""
-    if isinstance(batch, tuple):
-        inside = isinstance(key, int) and -len(batch) <= key < len(batch)
-        return (key % len(batch),) if inside else None
-    if not isinstance(batch, Mapping):
-        return None
-    if key in batch:
+def locate(tree: Any, name: str) -> Path | None:
+    """The path to a field, or `None`; a key that itself contains a slash is found first."""
+    key = _step(tree, name)
+    if key is not None:
         return (key,)
-    first, slash, rest = str(key).partition("/")
-    below = locate(batch[first], rest) if slash and first in batch else None
-    return None if below is None else (first, *below)
+    for end in range(len(name) - 1, 0, -1):
+        key = _step(tree, name[:end]) if name[end] == "/" else None
+        below = None if key is None else locate(tree[key], name[end + 1 :])
+        if below is not None:
+            return (key, *below)
+    if has_end(tree):
+        below = locate(tree[-1], name)
+        return None if below is None else (len(tree) - 1, *below)
+    return None
 
 
-def locate_seed(batch: Any, seed_key: Key) -> Path | None:
-    """The path to the seeds: in a tuple they are the last element, unless `seed_key` is an int."""
-    last = isinstance(batch, tuple) and isinstance(seed_key, str)
-    return locate(batch, -1 if last else seed_key)
+def _step(tree: Any, name: str) -> Any:
+    """The key or position that a name means, or `None`."""
+    position = int(name) if name.removeprefix("-").isdecimal() else None
+    if isinstance(tree, Mapping):
+        return next((key for key in (name, position) if key in tree and key is not None), None)
+    if isinstance(tree, tuple) and position is not None and -len(tree) <= position < len(tree):
+        return position % len(tree)
+    return None
 
 
-def get(batch: Any, path: Path) -> Any:
+def has_end(tree: Any) -> bool:
+    """Whether it is a tuple with a dict at its end, for what is added."""
+    return isinstance(tree, tuple) and len(tree) > 0 and isinstance(tree[-1], Mapping)
+
+
+def path_to_add(tree: Any, path: Path) -> Path:
+    """The path of a field that is added: in a tuple it leads through the dict at its end."""
+    container = get(tree, path[:-1])
+    if isinstance(container, tuple):
+        return (*path[:-1], len(container) - has_end(container), str(path[-1]))
+    return path
+
+
+def get(tree: Any, path: Path) -> Any:
     """Returns what is at a path."""
     for key in path:
-        batch = batch[key]
-    return batch
+        tree = tree[key]
+    return tree
 
 
-def find(where: str, batch: Any, key: Key, path: Path | None, fix: str) -> Any:
-    """Returns a field after checking that it is there and is an array."""
+def has(tree: Any, path: Path) -> bool:
+    """Whether a path leads to something."""
+    try:
+        get(tree, path)
+    except (LookupError, TypeError):
+        return False
+    return True
+
+
+def find(where: str, batch: Any, name: str, fix: str) -> Path:
+    """The path to a field, after checking that it is there and is an array."""
+    path = locate(batch, name)
     if path is None:
         names = [show(other) for other in leaves(batch)]
-        came = f"no field {key!r} among {sorted(names)}"
+        came = f"no field {name!r} among {sorted(names)}"
         if isinstance(batch, tuple):
-            came = f"no field {key!r} in a tuple of {len(batch)}"
-            fix = f"a tuple's fields are numbers, so pass image_key=0, label_key=1; {fix}"
-        fail(KeyError, where, came, f"a field {key!r} in the batch", did_you_mean(key, names) + fix)
+            came = f"no field {name!r} in a tuple of {len(batch)}, with {sorted(names)}"
+        close = did_you_mean(name, names)
+        fail(KeyError, where, came, f"a field {name!r} in the batch", close + fix)
     value = get(batch, path)
     if not is_array(value):
         fix = (
             "put grain.transforms.Batch before this transform (batch_size= of grain.load batches "
             "last, so leave it out), and let records hold NumPy arrays"
         )
-        fail(TypeError, where, f"{key!r} is {describe(value)}", "an array [B, ...]", fix)
+        if isinstance(value, Mapping | tuple):
+            names = [repr(f"{name}/{show(below)}") for below in leaves(value)]
+            fix = f"name a field inside it, such as {' or '.join(names[:3])}"
+        fail(TypeError, where, f"{name!r} is {describe(value)}", "an array [B, ...]", fix)
+    check_array(where, name, value)
+    return path
+
+
+def check_array(where: str, name: str, value: Any) -> None:
+    """Checks that an array is one of NumPy's or JAX's, and says all that it holds."""
     if isinstance(value, np.ma.MaskedArray):
         fix = 'fill it before, value.filled(0), and keep the mask as a field, "mask": value.mask'
-        fail(TypeError, where, f"{key!r} is a masked array", "an array without a mask", fix)
-    return value
+        fail(TypeError, where, f"{name!r} is a masked array", "an array without a mask", fix)
+    if not isinstance(value.dtype, np.dtype):
+        library = type(value).__module__.partition(".")[0]
+        came = f"{name!r} is {kind(value)} of {library}, {describe(value)}"
+        fix = "convert it before Batch, np.asarray(value)"
+        if library in ("jax", "jaxlib"):  # JAX's keys
+            fix = "pass numbers, such as jax.random.key_data(key)"
+        fail(TypeError, where, came, "an array of NumPy or JAX", fix)
 
 
-def leaves(batch: Any) -> dict[Path, Any]:
+def leaves(tree: Any) -> dict[Path, Any]:
     """Everything in nested dicts and tuples, by its path."""
 
     def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -85,7 +139,7 @@ def leaves(batch: Any) -> dict[Path, Any]:
         else:
             yield path, value
 
-    return dict(walk(batch, ()))
+    return dict(walk(tree, ()))
 
 
 def show(path: Path) -> str:
@@ -93,33 +147,51 @@ def show(path: Path) -> str:
     return "/".join(map(str, path))
 
 
-def replace(batch: Any, new: Mapping[Path, Any]) -> Any:
-    """The batch in the same shape, with new values at these paths, added or `DROPPED`.
+def signature(tree: Any) -> Hashable:
+    """Names, shapes and dtypes: equal for trees that are treated alike."""
+    if isinstance(tree, Mapping):
+        return dict, *((key, signature(value)) for key, value in tree.items())
+    if isinstance(tree, tuple):
+        return type(tree), *map(signature, tree)
+    if hasattr(tree, "dtype") and hasattr(tree, "shape"):
+        return type(tree), tree.shape, tree.dtype
+    return (type(tree),)
 
-    What is added to a tuple comes last, in the order of `new`.
+
+def replace(tree: Any, new: Mapping[Path, Any]) -> Any:
+    """The tree in the same shape, with new values at these paths, added or `DROPPED`.
+
+    The dict at a tuple's end is made where it is needed, and goes where nothing is left in it.
     """
-    if new.keys() == {()}:
-        return new[()]
     below: dict[Any, dict[Path, Any]] = {}
     for path, value in new.items():
+        if not path:
+            return value
         below.setdefault(path[0], {})[path[1:]] = value
-    if isinstance(batch, Mapping):
-        changed = {key: replace(batch.get(key), values) for key, values in below.items()}
-        merged = {**batch, **changed}
-        return {key: value for key, value in merged.items() if value is not DROPPED}
-    items: list[Any] = [
-        replace(item, below.pop(i)) if i in below else item for i, item in enumerate(batch)
-    ]
-    items += [replace(None, values) for values in below.values()]
+    if isinstance(tree, Mapping):
+        changed = dict(tree)
+        for key, values in below.items():
+            value = replace(tree.get(key, {}), values)
+            if value is DROPPED:
+                changed.pop(key, None)
+            else:
+                changed[key] = value
+        return changed
+    items = [replace(item, below[i]) if i in below else item for i, item in enumerate(tree)]
+    if len(tree) in below:
+        items.append(replace({}, below[len(tree)]))
+    elif has_end(tree) and tree[-1] and not items[-1]:
+        items.pop()
     kept = [item for item in items if item is not DROPPED]
-    named = hasattr(batch, "_fields") and len(kept) == len(batch)
-    return type(batch)(*kept) if named else tuple(kept)
+    if hasattr(tree, "_make") and len(kept) == len(tree):
+        return tree._make(kept)
+    return tuple(kept)
 
 
-def convert(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """The batch in the same shape, with a function of each leaf."""
-    changed = {path: function(value) for path, value in leaves(batch).items()}
-    return replace(batch, changed) if changed else batch
+def convert(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """The tree in the same shape, with a function of each leaf."""
+    changed = {path: function(value) for path, value in leaves(tree).items()}
+    return replace(tree, changed) if changed else tree
 
 
 def has_values(x: Any) -> bool:
@@ -127,3 +199,8 @@ def has_values(x: Any) -> bool:
     if isinstance(x, jax.core.Tracer) or not hasattr(x, "__array__"):  # a spec has none
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+
+def known(x: Any) -> Any:
+    """An array whose values are known as one of NumPy's; any other as it is."""
+    return x if isinstance(x, np.ndarray) or not has_values(x) else np.asarray(jax.device_get(x))

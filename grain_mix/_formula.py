@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix import _weigh, _words
-from grain_mix._swap import can_be_product, swap, swap_by_product
+from grain_mix._partners import can_be_product, swap, swap_by_product
 
 LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
 ArrayOrNone = jax.Array | None
@@ -31,28 +31,32 @@ def blend(
     *,
     weights: ArrayOrNone = None,
     partner: ArrayOrNone = None,
+    other: ArrayOrNone = None,
 ) -> jax.Array:
     """`lam·x + (1-lam)·y` outside the box and `y` inside, where `y` are the partners of `x`.
 
     `x` is `[B, ...]`, `lam` `float32 [B]`, `box` `int32 [B, n, 2]`. `None` for `lam` means 1, for
-    `box` no box, and for `partner` that records 2k and 2k+1 are partners. A map of `weights`
-    `[B, *lengths]`, `bool` or `float32` on the grid of λ, takes the place of `lam` and `box`.
+    `box` no box. A map of `weights` `[B, *lengths]`, `bool` or `float32` on the grid of λ, takes
+    the place of `lam` and `box`. `other` is `y`, or `partner` `int [B]` says where in the batch
+    each partner is. Where both are `None`, records 2k and 2k+1 are partners.
     """
-    if lam is None and box is None and weights is None:
+    if (lam is None and box is None and weights is None) or 0 in x.shape:
         return x
-    if len(x) == 1 or 0 in x.shape:
+    if len(x) == 1 and other is None:
         return x  # its own partner; weights that add up to 1 could still round
     if x.ndim == 1:
-        return blend(x[:, None], lam, partner=partner)[:, 0]
+        other = None if other is None else other[:, None]
+        return blend(x[:, None], lam, partner=partner, other=other)[:, 0]
     rows = functools.partial(in_rows, spatial_axes)
     if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
-        return rows(x, lam, box, weights, partner)
+        return rows(x, lam, box, weights, partner, other)
     mixed: jax.Array = jax.lax.platform_dependent(
         x,
         lam,
         box,
         weights,
         partner,
+        other,
         cpu=functools.partial(in_rows, spatial_axes, on_cpu=True),
         cuda=functools.partial(in_words, spatial_axes),
         rocm=functools.partial(in_words, spatial_axes),
@@ -69,28 +73,67 @@ def in_rows(
     box: ArrayOrNone,
     weights: ArrayOrNone,
     partner: ArrayOrNone,
+    other: ArrayOrNone = None,
     on_cpu: bool = False,
 ) -> jax.Array:
     """With what comes after the last spatial axis merged into it.
 
     So compilers vectorise over a whole row and not over three channels.
     """
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2:
+        return _in_rows_of_bits(axes, on_cpu, x, lam, box, weights, partner, other)
+    return _in_rows(axes, on_cpu, None, x, lam, box, weights, partner, other)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _in_rows_of_bits(
+    axes: tuple[int, ...], on_cpu: bool, x: jax.Array, *how: ArrayOrNone
+) -> jax.Array:
+    """Floats of 16 bits, moved as integers, so that each bit of a NaN is copied.
+
+    Workaround for JAX 0.8 to 0.10: for CPUs, XLA widens floats of 16 bits to move them.
+    """
+    lam, box, weights, partner, other = how
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    other = None if other is None else jax.lax.bitcast_convert_type(other, jnp.uint16)
+    mixed = _in_rows(axes, on_cpu, x.dtype, bits, lam, box, weights, partner, other)
+    return jax.lax.bitcast_convert_type(mixed, x.dtype)
+
+
+@_in_rows_of_bits.defjvp
+def _tangents_in_rows(axes: tuple[int, ...], on_cpu: bool, primals: Any, tangents: Any) -> Any:
+    rows = functools.partial(_in_rows, axes, on_cpu, None)
+    return _in_rows_of_bits(axes, on_cpu, *primals), jax.jvp(rows, primals, tangents)[1]
+
+
+def _in_rows(
+    axes: tuple[int, ...],
+    on_cpu: bool,
+    dtype: Any,
+    x: jax.Array,
+    lam: ArrayOrNone,
+    box: ArrayOrNone,
+    weights: ArrayOrNone,
+    partner: ArrayOrNone,
+    other: ArrayOrNone,
+) -> jax.Array:
     own, width = _as_rows(axes, x, box is not None or weights is not None)
-    other = _partners(own, partner)
+    other = _partners(own, partner) if other is None else other.reshape(own.shape)
     mixed = own
     if weights is not None:
-        return _by_map(_over(weights, axes, own, width), own, other, on_cpu).reshape(x.shape)
+        over = _over(weights, axes, own, width)
+        return _by_map(over, own, other, dtype, on_cpu).reshape(x.shape)
     if lam is not None:
-        mixed = _weigh.weighted_mean(own, other, _along(lam, own), in_16_bits=on_cpu)
+        mixed = _weigh.weighted_mean(own, other, along(lam, own), dtype, in_16_bits=on_cpu)
     if box is not None:
         masks = _inside(box, axes, own.shape, width)
         if own.dtype in (jnp.uint8, jnp.int8):
             masks = [_as_bits(mask, own.dtype) for mask in masks]
         if on_cpu:
-            # Workaround for JAX 0.7 to 0.12: XLA's CPU compiler would repeat the comparison for
+            # Workaround for JAX 0.8 to 0.12: XLA's CPU compiler would repeat the comparison for
             # each pixel of the image, which takes longer than the rest.
             masks = [jax.lax.optimization_barrier(mask) for mask in masks]
-        mixed = _weigh.choose(functools.reduce(jnp.bitwise_and, masks), mixed, other)
+        mixed = _weigh.select(functools.reduce(jnp.bitwise_and, masks), other, mixed)
     return mixed.reshape(x.shape)
 
 
@@ -101,18 +144,20 @@ def in_pixels(
     box: ArrayOrNone,
     weights: ArrayOrNone,
     partner: ArrayOrNone,
+    other: ArrayOrNone = None,
 ) -> jax.Array:
     """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
-    use_product = partner is None and can_be_product(x)
-    other = swap_by_product(x) if use_product else _partners(x, partner)
+    if other is None:
+        use_product = partner is None and can_be_product(x)
+        other = swap_by_product(x) if use_product else _partners(x, partner)
     if weights is not None:
         return _by_map(_over(weights, axes, x, 1), x, other)
-    mixed = x if lam is None else _weigh.weighted_mean(x, other, _along(lam, x))
+    mixed = x if lam is None else _weigh.weighted_mean(x, other, along(lam, x))
     if box is not None:
         # One mask after another, or a map of all pixels would be kept for their conjunction.
         chosen = other
         for mask in _inside(box, axes, x.shape, 1):
-            chosen = _weigh.choose(mask, mixed, chosen)
+            chosen = _weigh.select(mask, chosen, mixed)
         mixed = chosen
     return mixed
 
@@ -125,21 +170,22 @@ def in_words(
     box: ArrayOrNone,
     weights: ArrayOrNone,
     partner: ArrayOrNone,
+    other: ArrayOrNone = None,
 ) -> jax.Array:
     """In words of 32 bits, for GPUs, where rows of narrow dtypes are whole words."""
     rows, width = _as_rows(axes, x, box is not None or weights is not None)
     by_floats = weights is not None and weights.dtype != jnp.bool_  # a word has several weights
     if by_floats or not _words.can_pack(rows):
-        return in_rows(axes, x, lam, box, weights, partner)
+        return in_rows(axes, x, lam, box, weights, partner, other)
     own = _words.pack(rows)
-    other = _partners(own, partner)
+    other = _partners(own, partner) if other is None else _words.pack(other.reshape(rows.shape))
     mixed = own
     if lam is not None:
-        mixed = _words.weighted_mean(own, other, _along(lam, own), x.dtype)
+        mixed = _words.weighted_mean(own, other, along(lam, own), x.dtype)
     entry = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     if weights is not None:
         mask = _words.pack(_as_bits(_over(~weights, axes, rows, width), entry))
-        mixed = _weigh.choose(mask, mixed, other)
+        mixed = _weigh.select(mask, other, mixed)
     if box is not None:
         masks = [
             _as_bits(mask, jnp.uint32)
@@ -147,7 +193,7 @@ def in_words(
             else _words.pack(_as_bits(mask, entry))
             for mask in _inside(box, axes, rows.shape, width)
         ]
-        mixed = _weigh.choose(functools.reduce(jnp.bitwise_and, masks), mixed, other)
+        mixed = _weigh.select(functools.reduce(jnp.bitwise_and, masks), other, mixed)
     return _words.unpack(mixed, x.dtype).reshape(x.shape)
 
 
@@ -161,21 +207,25 @@ def _partners(x: jax.Array, partner: ArrayOrNone) -> jax.Array:
     return swap(x) if partner is None else x[partner]
 
 
-def _along(lam: jax.Array, x: jax.Array) -> jax.Array:
+def along(lam: jax.Array, x: jax.Array) -> jax.Array:
     """`[B, 1, ...]`, to broadcast against `x`."""
     return lam.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _by_map(
-    weights: jax.Array, own: jax.Array, other: jax.Array, on_cpu: bool = False
+    weights: jax.Array,
+    own: jax.Array,
+    other: jax.Array,
+    dtype: Any = None,
+    on_cpu: bool = False,
 ) -> jax.Array:
     """Mixed by weights `[B, ...]`, `bool` or floats, which have the shape of the pixels."""
     if weights.dtype != jnp.bool_:
-        return _weigh.weighted_mean(own, other, weights, in_16_bits=on_cpu)
+        return _weigh.weighted_mean(own, other, weights, dtype, in_16_bits=on_cpu)
     inside = ~weights
     if own.dtype in (jnp.uint8, jnp.int8):
         inside = _as_bits(inside, own.dtype)
-    return _weigh.choose(inside, own, other)
+    return _weigh.select(inside, other, own)
 
 
 def _over(weights: jax.Array, axes: tuple[int, ...], x: jax.Array, width: int) -> jax.Array:

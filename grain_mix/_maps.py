@@ -8,17 +8,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from grain_mix._errors import FLOATS, describe, fail, kind
+from grain_mix._calls import jax_defaults
+from grain_mix._dtypes import FLOATS
+from grain_mix._errors import describe, fail, kind
+from grain_mix._trace import check_pure
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`
 MOST_PIXELS = {"bool": 2**31 - 1, "float": 2**24 - 1}  # that 32 bits count exactly
 FIX = "it takes (key, lam, lengths) and returns the own weights, such as mask < lam"
 
 
-def check_function(where: str, value: Any) -> None:
+def check_function(where: str, field: str, value: Any) -> WeightMap:
     """Checks what can be checked before there is an image."""
-    came = f"weight_map={value!r}"
+    came = f"{field}={value!r}"
     if not callable(value) or isinstance(value, type):
         fail(TypeError, where, came, "a function", FIX)
     try:
@@ -31,47 +35,68 @@ def check_function(where: str, value: Any) -> None:
     except ValueError:  # no signature is known
         pass
     except TypeError:
-        came = f"weight_map{inspect.signature(value)}"
+        came = f"{field}{inspect.signature(value)}"
         fail(TypeError, where, came, "a function of (key, lam, lengths)", FIX)
+    function: WeightMap = value
+    return function
 
 
-def check_result(where: str, function: WeightMap, lengths: tuple[int, ...]) -> bool:
-    """Checks the shape and dtype of a map, and returns whether it is `bool`."""
-    spec = _spec(function, lengths)
+def dtype_of(where: str, function: WeightMap, lengths: tuple[int, ...]) -> np.dtype[Any]:
+    """Checks what the function returns for images of these lengths, and returns its dtype."""
+    key = jax.eval_shape(lambda: jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=IMPL))
+    lam = jax.ShapeDtypeStruct((), jnp.float32)
+    spec = check_pure(
+        where,
+        "weight_map",
+        functools.partial(_as_it_is, function, lengths),
+        key,
+        lam,
+        fix="take random numbers from key, which is the record's own",
+    )
     expected = f"bool or floats {list(lengths)}"
     if not isinstance(spec, jax.ShapeDtypeStruct):
         fail(TypeError, where, f"weight_map returns {kind(spec)}", expected, FIX)
     came = f"weight_map returns {describe(spec)}"
-    if str(spec.dtype) not in ("bool", *FLOATS):
+    is_bool = str(spec.dtype) == "bool"
+    if not is_bool and str(spec.dtype) not in FLOATS:
         fix = "return a comparison, such as mask == 1, or cast weights to float32"
         fail(TypeError, where, came, expected, fix)
     if spec.shape != lengths:
         fix = "return a weight for each pixel, without axes for the batch and for channels"
         fail(ValueError, where, came, expected, fix)
-    is_bool = str(spec.dtype) == "bool"
     most = MOST_PIXELS["bool" if is_bool else "float"]
     if math.prod(lengths) > most:
         fix = "split images up before" + ("" if is_bool else ", or return bool")
         fail(ValueError, where, came, f"at most {most} pixels", fix)
-    return is_bool
+    dtype: np.dtype[Any] = np.dtype(spec.dtype)
+    return dtype
 
 
-@functools.lru_cache(maxsize=256)
-def _spec(function: WeightMap, lengths: tuple[int, ...]) -> Any:
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    lam = jax.ShapeDtypeStruct((), jnp.float32)
-    return jax.eval_shape(lambda key, lam: function(key, lam, lengths), key, lam)
+IMPL = "threefry2x32"
+
+
+def _as_it_is(function: WeightMap, lengths: tuple[int, ...], key: Any, lam: Any) -> Any:
+    return function(key, lam, lengths)
 
 
 def maps_of(
-    function: WeightMap, keys: jax.Array, lam: jax.Array, lengths: tuple[int, ...]
+    function: WeightMap, words: jax.Array, lam: jax.Array, lengths: tuple[int, ...]
 ) -> jax.Array:
-    """`[B, *lengths]`: the maps as the function returns them, from keys `[B]` and `lam` `[B]`."""
+    """`[B, *lengths]`: the maps as the function returns them.
 
-    def one(key: jax.Array, lam: jax.Array) -> jax.Array:
-        return jnp.asarray(function(key, lam, lengths))
+    Args:
+        function: the user's.
+        words: `uint32 [B, 2]`, the data of each record's key.
+        lam: `float32 [B]`.
+        lengths: of the image along the axes of the map.
+    """
 
-    maps = jax.vmap(one)(keys, lam)
+    def one(words: jax.Array, lam: jax.Array) -> jax.Array:
+        with jax_defaults():
+            key = jax.random.wrap_key_data(words, impl=IMPL)
+            return jnp.asarray(function(key, lam, lengths))
+
+    maps = jax.vmap(one)(words, lam)
     once: jax.Array = jax.lax.platform_dependent(
         maps, lam, cpu=_once_on_cpus, default=lambda maps, _: jax.lax.optimization_barrier(maps)
     )
@@ -81,7 +106,7 @@ def maps_of(
 def _once_on_cpus(maps: jax.Array, lam: jax.Array) -> jax.Array:
     """The maps, computed once, for pixels and label: twice might not round the same way.
 
-    Workaround for JAX 0.7 to 0.10, whose CPU compiler looks through `optimization_barrier`. It
+    Workaround for JAX 0.8 to 0.10, whose CPU compiler looks through `optimization_barrier`. It
     cannot look through a condition, since it does not know that λ is never below 0.
     """
     once: jax.Array = jax.lax.cond(lam[0] >= 0, lambda maps: maps, jnp.zeros_like, maps)

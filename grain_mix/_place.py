@@ -5,13 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
-from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, quote
+from grain_mix._dtypes import check_narrow, native_fix
+from grain_mix._errors import describe, fail, is_array, quote
+from grain_mix._fields import check_array
 from grain_mix._stack import ALIGNMENT, aligned_empty
 
+SMALL = 1 << 17  # bytes that XLA copies as fast itself
 SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
 
 
@@ -37,19 +41,17 @@ def host() -> jax.Device:
         ) from error
 
 
-def to_host(fields: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Sends arrays to the CPU device, which shares their memory where it is aligned."""
-    placed: dict[str, jax.Array] = jax.device_put(
-        {key: _aligned(value) for key, value in fields.items()}, host()
-    )
-    return placed
+def to_host(arrays: Any) -> Any:
+    """A tree of NumPy's arrays, in memory that the CPU device shares where that pays."""
+    leaves, structure = jax.tree.flatten(arrays)
+    return jax.tree.unflatten(structure, [_aligned(leaf) for leaf in leaves])
 
 
-def _aligned(x: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy, in memory that XLA shares."""
-    # Without jit, what comes back unmixed would be the caller's own memory.
-    shared = not jax.config.values["jax_disable_jit"]
-    if shared and x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous:
+def _aligned(x: np.ndarray) -> Any:
+    config: Any = jax.config
+    if config.jax_disable_jit:  # what comes back unmixed would be the caller's own memory
+        return jax.device_put(np.array(x), host())
+    if x.nbytes < SMALL or (x.ctypes.data % ALIGNMENT == 0 and x.flags.c_contiguous):
         return x
     copy = aligned_empty(x.shape, x.dtype)
     copy[...] = x
@@ -139,7 +141,7 @@ def _explicit(x: jax.Array) -> NamedSharding | None:
 # --- checks -----------------------------------------------------------------------------------
 
 
-def check_sharding(where: str, sharding: Any) -> None:
+def check_sharding(where: str, field: str, sharding: Any) -> Sharding:
     """Checks the `sharding` of a transform."""
     fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
     if not isinstance(sharding, Sharding):
@@ -168,6 +170,7 @@ def check_sharding(where: str, sharding: Any) -> None:
         came = f"sharding with these slices of the batch by process: {counts}"
         fix = "build the mesh of as many devices of each process"
         fail(ValueError, where, came, "as many on each process", fix)
+    return sharding
 
 
 def refuse_pickling(where: str) -> None:
@@ -191,26 +194,25 @@ def check_pairs(where: str, size: int, slices: int) -> None:
         fail(ValueError, where, came, expected, fix)
 
 
+def check_slices(where: str, size: int, slices: int) -> None:
+    """Checks that a batch can be cut into slices of one size."""
+    if size % slices:
+        came = f"a batch of {size} records in {slices} slices"
+        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
+        fail(ValueError, where, came, f"a multiple of {slices}", fix)
+
+
 def check_placeable(where: str, key: str, value: Any, size: int) -> None:
     """Checks that a field that is only passed on can be put on devices, without a loss."""
     came = f"{key!r} is {describe(value)}"
     if not is_array(value) or value.shape[:1] != (size,):
         fix = "drop the field before Batch, or let records hold it as a NumPy array"
         fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
-    if isinstance(value, np.ma.MaskedArray):
-        fix = "fill it before, value.filled(0), and keep the mask as a field"
-        fail(TypeError, where, f"{key!r} is a masked array", "an array without a mask", fix)
-    if str(value.dtype) not in (*INTEGERS, *FLOATS, "bool", "complex64", "complex128"):
-        fix = "drop the field before Batch, or encode it as numbers"
+    check_array(where, key, value)
+    native = getattr(value.dtype, "isnative", True)
+    is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (bool, np.number))
+    if not native or not is_number or value.dtype.kind == "m":  # NumPy counts durations as numbers
+        fix = native_fix(value.dtype) or "drop the field before Batch, or encode it as numbers"
         fail(TypeError, where, came, "numbers to put on devices", fix)
-    kept = jax.dtypes.canonicalize_dtype(value.dtype)
-    if kept == value.dtype:
-        return
-    with np.errstate(over="ignore"):
-        narrow = value.astype(kept)
-    whole = value.dtype.kind in "iu"  # others lose digits, as ever in JAX
-    lost = narrow != value if whole else np.isinf(narrow) & ~np.isinf(value)
-    if lost.any():
-        came += f" with values up to {np.abs(value).max()}"
-        fix = "drop the field before Batch, split it in two, or set jax_enable_x64"
-        fail(ValueError, where, came, f"values that {kept} holds, as devices do", fix)
+    if isinstance(value, np.ndarray):
+        check_narrow(where, key, value)

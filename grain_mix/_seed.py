@@ -1,28 +1,26 @@
 """Where the randomness comes from: one seed per record, taken before batching."""
 
 import dataclasses
-import functools
 import hashlib
-import math
-import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import grain
 import numpy as np
 
-from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, name, quote
-from grain_mix._fields import Key, get, leaves, locate, show
-from grain_mix._options import explains_mistakes
-
-EQUAL_SEEDS = (
-    "grain_mix: several records of one batch have the same seed, more than chance explains, so "
-    "they are mixed alike. It happens when datasets that each have the same .seed(...) are "
-    "interleaved, when RecordSeed comes before a FlatMap, and when records are repeated or padded. "
-    "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
-    "name padding with valid_key."
+from grain_mix import _fields
+from grain_mix._errors import (
+    describe,
+    did_you_mean,
+    explains_mistakes,
+    fail,
+    is_array,
+    is_int,
+    kind,
+    quote,
 )
-RAREST = 1e-8  # what is less likely than this is no chance
+
+Key = str | int  # the name of a field, or its position in a tuple
 
 
 @explains_mistakes
@@ -44,7 +42,8 @@ class RecordSeed(grain.transforms.RandomMap):
 
     Args:
         seed_key: name of the field to add, a `uint32` scalar. The transform after `Batch` removes
-            it. To a record that is a tuple, the seed is added as its last element.
+            it. A tuple gets it in a dict at its end, `(image, label, {"mix_seed": seed})`; a
+            NamedTuple becomes a plain tuple with that.
         id_key: name of a field, or a tuple of names, that tells records apart, such as an index or
             a file name. A path `"meta/index"` leads into nested dicts, an int into a tuple. The
             seed is then a hash of `seed` and these values, the same on every platform, and depends
@@ -73,16 +72,15 @@ class RecordSeed(grain.transforms.RandomMap):
 
     def __post_init__(self) -> None:
         where = "RecordSeed"
-        name(where, "seed_key", self.seed_key)
+        object.__setattr__(self, "seed_key", _fields.as_name(where, "seed_key", self.seed_key))
         if isinstance(self.id_key, list):
             object.__setattr__(self, "id_key", tuple(self.id_key))
         if self.id_key == ():
             fix = "pass id_key='index' or the like, or None for Grain's generator"
             fail(ValueError, where, "id_key=()", "at least one name", fix)
         for key in self._id_keys:
-            if not is_int(key):
-                name(where, "id_key", key)
-        if self.seed_key in self._id_keys:
+            _fields.as_name(where, "id_key", key)
+        if self.seed_key in map(str, self._id_keys):
             came = f"{self.seed_key!r} named twice, by seed_key and id_key"
             fail(ValueError, where, came, "different fields", "rename one")
         if not is_int(self.seed) or self.seed < 0:
@@ -99,29 +97,32 @@ class RecordSeed(grain.transforms.RandomMap):
     def random_map(self, element: Any, rng: np.random.Generator | None = None) -> Any:
         """Returns the record with its seed, a `uint32` scalar, added."""
         where = "RecordSeed"
-        if isinstance(element, tuple):
-            return (*element, self._seed_of(element, rng))
-        if not isinstance(element, dict):
+        if not isinstance(element, dict | tuple):
             fix = 'make it one first, like {"image": image, "label": label}'
             fail(TypeError, where, f"a record that is {kind(element)}", "a dict or a tuple", fix)
-        if self.seed_key in element:
+        if _fields.has(element, _fields.path_to_add(element, (self.seed_key,))):
+            names = sorted(_fields.show(path) for path in _fields.leaves(element))
             fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
-            came = f"{self.seed_key!r} is taken in a record with {sorted(map(str, element))}"
+            came = f"{self.seed_key!r} is taken in a record with {names}"
             fail(KeyError, where, came, "a free name", fix)
-        return {**element, self.seed_key: self._seed_of(element, rng)}
+        return self._added(element, self._seed_of(element, rng))
+
+    def _added(self, element: Any, seed: Any) -> Any:
+        path = _fields.path_to_add(element, (self.seed_key,))
+        return _fields.replace(element, {path: seed})
 
     def _seed_of(self, record: Any, rng: np.random.Generator | None) -> np.uint32:
         where = "RecordSeed"
         if self.id_key is not None:
             ids = []
             for key in self._id_keys:
-                path = locate(record, key)
+                path = _fields.locate(record, str(key))
                 if path is None:
-                    names = sorted(show(path) for path in leaves(record))
+                    names = sorted(_fields.show(path) for path in _fields.leaves(record))
                     came = f"no field {key!r} among {names}"
                     fix = f"{did_you_mean(key, names)}pass the name as id_key"
                     fail(KeyError, where, came, f"a field {key!r} in the record", fix)
-                ids.append(_encode(str(key), get(record, path)))
+                ids.append(_encode(str(key), _fields.get(record, path)))
             return _hash(self.seed, *ids)
         if not isinstance(rng, np.random.Generator):
             fix = (
@@ -139,9 +140,7 @@ class RecordSeed(grain.transforms.RandomMap):
     def output_spec(self, input_spec: Any) -> Any:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`."""
         seed = grain.experimental.ShapeDtypeStruct((), np.dtype(np.uint32))
-        if isinstance(input_spec, tuple):
-            return (*input_spec, seed)
-        return {**input_spec, self.seed_key: seed}
+        return self._added(input_spec, seed)
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""
@@ -176,19 +175,3 @@ def _encode(key: str, value: Any) -> bytes:
     expected = "an int, str or bytes, or an array of them"
     fix = "name a field that tells records apart, such as an index or a file name"
     return fail(TypeError, "RecordSeed", f"{key!r} is {describe(value)}", expected, fix)
-
-
-def warn_of_equal_seeds(seeds: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Warns where more records of a batch have equal seeds than chance explains."""
-    seeds = seeds if valid is None else seeds[valid]
-    equal = len(seeds) - len(np.unique(seeds))
-    expected = len(seeds) * (len(seeds) - 1) / 2**33
-    # Equal pairs are about Poisson distributed; this bounds the chance of so many.
-    if equal and equal * math.log(expected) - math.lgamma(equal + 1) < math.log(RAREST):
-        warn_once()
-
-
-@functools.cache
-def warn_once() -> None:
-    """Warns of equal seeds, once per process."""
-    warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=4)

@@ -6,55 +6,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._draw import ONE
+from grain_mix._grid import ONE, to_grid
 
 
 def weighted_mean(
-    x: jax.Array, y: jax.Array, lam: jax.Array, *, in_16_bits: bool = False
+    x: jax.Array, y: jax.Array, lam: jax.Array, dtype: Any = None, *, in_16_bits: bool = False
 ) -> jax.Array:
     """`lam·x + (1-lam)·y`, for `float32` weights on the grid of λ that broadcast against `x`.
 
+    With a `dtype`, `x`, `y` and the result are `uint16`, the bits of floats of that dtype.
     `in_16_bits` weighs bytes in words of 16 bits, of which a CPU multiplies more at a time. The
     result is the same.
     """
-    if jnp.issubdtype(x.dtype, jnp.integer):
+    if dtype is None and jnp.issubdtype(x.dtype, jnp.integer):
         return _weigh_integers(x, y, lam, in_16_bits)
-    return _weigh_floats(x, y, lam)
+    a, b = (z if dtype is None else jax.lax.bitcast_convert_type(z, dtype) for z in (x, y))
+    mixed = lam * a.astype(jnp.float32) + (1 - lam) * b.astype(jnp.float32)
+    mixed = mixed.astype(a.dtype)
+    mixed = mixed if dtype is None else jax.lax.bitcast_convert_type(mixed, jnp.uint16)
+    # At 1 and 0 exactly x and y, where 0·inf would be NaN.
+    return select(lam == 0, y, select(lam == 1, x, mixed))
 
 
-def choose(inside: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """`y` where `inside` is true, else `x`; every bit is copied, those of a NaN as well.
+def select(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`x` where the mask is true, else `y`; every bit is copied, those of a NaN as well.
 
-    `inside` is `bool`. For integers it may also have their dtype, with all bits set or none.
+    The mask is `bool`. For integers it may also have their dtype, with all bits set or none.
     """
-    if inside.dtype != jnp.bool_:
-        return x ^ ((x ^ y) & inside)
+    if mask.dtype != jnp.bool_:
+        return y ^ ((y ^ x) & mask)
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2
-    chosen: jax.Array = _choose_bits(inside, x, y) if narrow else jnp.where(inside, y, x)
-    return chosen
+    selected: jax.Array = _select_bits(mask, x, y) if narrow else jnp.where(mask, x, y)
+    return selected
 
 
 @jax.custom_jvp
-def _choose_bits(inside: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def _select_bits(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """The same, on the bits as integers.
 
-    Workaround for JAX 0.7: for CPUs, XLA widens floats of 16 bits, which changes a NaN.
+    Workaround for JAX 0.8: for CPUs, XLA widens floats of 16 bits, which changes a NaN.
     """
     a, b = (jax.lax.bitcast_convert_type(z, jnp.uint16) for z in (x, y))
-    return jax.lax.bitcast_convert_type(jnp.where(inside, b, a), x.dtype)
+    return jax.lax.bitcast_convert_type(jnp.where(mask, a, b), x.dtype)
 
 
-@_choose_bits.defjvp
-def _choose_tangents(primals: Any, tangents: Any) -> Any:
-    inside, x, y = primals
+@_select_bits.defjvp
+def _select_tangents(primals: Any, tangents: Any) -> Any:
+    mask, x, y = primals
     _, dx, dy = tangents
-    return _choose_bits(inside, x, y), jnp.where(inside, dy, dx)
-
-
-def _weigh_floats(x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
-    """`lam·x + (1-lam)·y` in float32; at 1 and 0 exactly x and y, where 0·inf would be NaN."""
-    mixed = lam * x.astype(jnp.float32) + (1 - lam) * y.astype(jnp.float32)
-    return choose(lam == 0, choose(lam == 1, mixed.astype(x.dtype), x), y)
+    return _select_bits(mask, x, y), jnp.where(mask, dx, dy)
 
 
 def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array, in_16_bits: bool) -> jax.Array:
@@ -63,7 +63,7 @@ def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array, in_16_bits: bool
     The weights are integers too, in units of 2⁻²⁴: the same on every platform, and faster than
     float32.
     """
-    weight = on_grid(lam)
+    weight = to_grid(lam)
     unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     # Flipping the sign bit maps signed integers to unsigned ones, order and distances kept.
     offset = np.array(-jnp.iinfo(x.dtype).min).astype(unsigned)
@@ -76,11 +76,6 @@ def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array, in_16_bits: bool
         wide = weigh_bytes(a.astype(jnp.uint32), b.astype(jnp.uint32), weight)
         nearest = wide.astype(jnp.uint8)
     return jax.lax.bitcast_convert_type(nearest ^ offset, x.dtype)
-
-
-def on_grid(lam: jax.Array) -> jax.Array:
-    """Weights as `int32`, in units of 2⁻²⁴."""
-    return jnp.rint(lam * np.float32(ONE)).astype(jnp.int32)
 
 
 def weigh_bytes(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:

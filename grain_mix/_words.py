@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._weigh import on_grid, weigh_bytes
+from grain_mix._grid import to_grid
+from grain_mix._weigh import weigh_bytes
 
 BYTES = ("uint8", "int8")
 HALVES = ("float16", "bfloat16")
@@ -43,7 +44,7 @@ def weighted_mean(x: jax.Array, y: jax.Array, lam: jax.Array, dtype: Any) -> jax
 
 def _mean_of_bytes(x: jax.Array, y: jax.Array, lam: jax.Array, dtype: Any) -> jax.Array:
     signs = np.uint32(0x80808080 if str(dtype) == "int8" else 0)  # flipped, as in `_weigh`
-    x, y, weight = x ^ signs, y ^ signs, on_grid(lam)
+    x, y, weight = x ^ signs, y ^ signs, to_grid(lam)
     mean = jnp.uint32(0)
     for shift in (0, 8, 16, 24):
         mean = mean | weigh_bytes((x >> shift) & 255, (y >> shift) & 255, weight) << shift

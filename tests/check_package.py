@@ -28,7 +28,7 @@ def run(*command: object, cwd: pathlib.Path) -> None:
 def check_contents(dist: pathlib.Path) -> pathlib.Path:
     """Returns the wheel."""
     [wheel], [sdist] = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    modules = {f"grain_mix/{path.name}" for path in (ROOT / "grain_mix").glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "grain_mix").rglob("*.py")}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == modules | {"grain_mix/py.typed"}, names
     with tarfile.open(sdist) as archive:

@@ -24,7 +24,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 import grain_mix as gm
-from grain_mix import _transforms
+from grain_mix import _mixing
 
 README = pathlib.Path(__file__).parent / "README.md"
 BATCH_SIZE = 1024
@@ -84,9 +84,7 @@ def census() -> dict[str, float]:
         held[f"{name}: those of batches in shared memory"] = shared
         held[f"{name}: threads"] = process.num_threads()
     held["segments in /dev/shm"] = len(os.listdir("/dev/shm"))
-    held["compiled programs"] = sum(
-        program._cache_size() for program in (_transforms._mix, _transforms._mix_sharded)
-    )
+    held["compiled programs"] = len(_mixing._programs)
     held["processes"] = 1 + len(workers)
     return held
 

@@ -118,19 +118,27 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         worker_count=config["workers"],
     )
     mix = gm.MixBatch(
-        num_classes=CLASSES,
-        mask_key="map",
-        pair_keys=("targets/caption",),
-        boxes_key="targets/boxes",
-        box_format="xyxy",
-        box_keys=("targets/class",),
+        targets={
+            "label": gm.OneHot(CLASSES),
+            "map": gm.LabelMap(),
+            "targets/caption": gm.Pair(),
+            "targets/boxes": gm.Boxes("xyxy", fields=("targets/class",)),
+        },
         sharding=sharding,
+    )
+    # Each record's partner is its own copy, upside down.
+    by_partner = gm.MixUpBatch(
+        gm.Beta(2, 8), num_classes=CLASSES, partner_key="other", sharding=sharding
     )
     by_map = gm.WeightMapMixBatch(coins, num_classes=CLASSES, sharding=sharding)
 
     def both(batch: dict[str, Any]) -> dict[str, Any]:
         again = {key: batch[key] for key in ("image", "label", "mix_seed")}
-        return mix.map(batch) | {"by_map": by_map.map(again)}
+        other = {"image": again["image"][:, ::-1], "label": again["label"]}
+        return mix.map(batch) | {
+            "by_map": by_map.map(again),
+            "by_partner": by_partner.map(again | {"other": other}),
+        }
 
     return grain.experimental.ThreadPrefetchIterDataset(
         gm.LoaderDataset(loader).map(both), prefetch_buffer_size=4
@@ -145,8 +153,8 @@ def digests(batch: dict[str, jax.Array]) -> list[str]:
     """A digest of each record that lies on this process's devices, whichever of them hold it."""
     found: dict[int, str] = {}
     fields = jax.tree.leaves(batch)
-    # image, label, two of the map, five of the targets, two mixed by a weight map
-    assert len(fields) == 11
+    # Image, label, two of the map, five of the targets, two of a weight map and of other partners.
+    assert len(fields) == 13
     for shards in zip(*(field.addressable_shards for field in fields), strict=True):
         assert len({str(shard.index[0]) for shard in shards}) == 1
         first = shards[0].index[0].start or 0

@@ -1,7 +1,9 @@
 """MixUp and CutMix as references, written from the papers: plain NumPy, one record at a time."""
 
+import dataclasses
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 
@@ -13,13 +15,14 @@ def partner_of(i: int, batch_size: int) -> int:
     return max(i - 1, 0)
 
 
-def mixup_one(x: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
-    """λ·x + (1-λ)·y; integers are rounded to nearest, halves up."""
+def mixup_one(x: np.ndarray, y: np.ndarray, lam: Any) -> np.ndarray:
+    """λ·x + (1-λ)·y; integers are rounded to nearest, halves up. λ may be an array."""
     if np.issubdtype(x.dtype, np.integer):
         # 2²⁴·λ is a whole number, so Python's integers give the exact value before rounding.
-        weight = round(lam * 2**24)
+        weight = np.rint(np.float64(lam) * 2**24).astype(np.int64).astype(object)
         scaled = weight * x.astype(object) + (2**24 - weight) * y.astype(object)
         return np.asarray((scaled + 2**23) // 2**24, object).astype(x.dtype)
+    lam = np.float64(lam)
     mixed = lam * x.astype(np.float64) + (1 - lam) * y.astype(np.float64)
     return mixed.astype(x.dtype)
 
@@ -85,3 +88,220 @@ def aligned(x: np.ndarray) -> np.ndarray:
     out = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
     out[...] = x
     return out
+
+
+# --- one record and its partner, by what was drawn -----------------------------------------------
+
+Arrays = dict[str, np.ndarray]  # of one record; for a target, its own field is called ""
+
+
+@dataclasses.dataclass(frozen=True)
+class One:
+    """What was drawn for one record.
+
+    Attributes:
+        lam: the record's own weight in its label.
+        outside: the weight of the own pixels that no box covers.
+        inside: `bool [*lengths]`, where the partner's pixels are pasted.
+        weights: `float [*lengths]`, of the own pixels.
+        axes: of the lengths, in the image `[B, ...]`.
+        parts: whether pixels may differ in their weights.
+        blends: whether the transform may blend.
+        by_map: whether it has a map of weights.
+    """
+
+    lam: np.float32
+    outside: np.float32
+    inside: np.ndarray
+    weights: np.ndarray
+    axes: tuple[int, ...]
+    parts: bool
+    blends: bool
+    by_map: bool
+
+    @property
+    def pair(self) -> np.ndarray:
+        """The weights of both in the label."""
+        return np.stack([self.lam, np.float32(1) - self.lam])
+
+    @property
+    def upright(self) -> np.ndarray:
+        """`inside` with rows first, whatever the order of the axes."""
+        return self.inside.transpose(np.argsort(self.axes))
+
+    def over(self, positions: np.ndarray, x: np.ndarray, axes: Any = None) -> np.ndarray:
+        """What each position has, in a shape that broadcasts over one record's field."""
+        if not self.parts:
+            return positions.reshape(-1)[0]
+        if axes is None:  # the image's own, or all that there are
+            axes = np.argsort(np.argsort(self.axes)) + 1 if x.ndim == len(self.axes) else self.axes
+        axes = [axis % (x.ndim + 1) for axis in axes]
+        shape = [1] * x.ndim
+        for axis, length in zip(axes, positions.shape, strict=True):
+            shape[axis - 1] = length
+        return positions.transpose(np.argsort(axes)).reshape(shape)
+
+
+def one_of(
+    lam: Any, outside: Any, box: Any, weights: Any, lengths: tuple[int, ...], **more: Any
+) -> One:
+    """From the entries of one record in a `Draw`."""
+    outside = np.float32(1 if outside is None else outside)
+    inside = np.zeros(lengths, bool)
+    if box is not None:
+        inside[tuple(slice(int(start), int(stop)) for start, stop in box)] = True
+    of_pixels = np.where(inside, np.float32(0), outside)
+    if weights is not None:
+        of_pixels, inside = np.float32(weights), weights == 0
+    return One(np.float32(lam), outside, inside, of_pixels, **more)
+
+
+def check_lam(one: One) -> None:
+    """The label's weight is the mean of the pixels' weights."""
+    w = one.weights
+    assert 0 <= one.lam <= 1
+    exact = np.float32(w.mean(dtype=np.float64)) if w.min() < w.max() else w.reshape(-1)[0]
+    error = 0 if set(np.unique(w)) <= {0, 1} or not one.parts else 1e-6
+    assert abs(np.float64(one.lam) - np.float64(exact)) <= error
+
+
+def check_same(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Every bit; 64 bits may be held in 32."""
+    narrow = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
+    dtypes = {str(expected.dtype), narrow.get(str(expected.dtype), str(expected.dtype))}
+    assert str(actual.dtype) in dtypes
+    assert actual.shape == expected.shape
+    assert actual.tobytes() == expected.astype(actual.dtype).tobytes()
+
+
+def check_positions(own: np.ndarray, other: np.ndarray, mixed: np.ndarray, weights: Any) -> None:
+    """Each value is the own one, the partner's or the blend, as its weight says."""
+    assert (mixed.shape, mixed.dtype) == (own.shape, own.dtype)
+    weights = np.broadcast_to(weights, own.shape)
+    copied = (weights == 0) | (weights == 1)
+    # Bit for bit, where the formula's 0·NaN and 0·∞ would be NaN.
+    assert mixed[copied].tobytes() == np.where(weights == 1, own, other)[copied].tobytes()
+    own, other, mixed, weights = (z[~copied] for z in (own, other, mixed, weights))
+    if copied.all():
+        return
+    with np.errstate(all="ignore"):
+        expected = mixup_one(own, other, weights)
+        if own.dtype.kind in "iu":
+            np.testing.assert_array_equal(mixed, expected)
+            return
+        a, b, y, expected = (z.astype(np.float64) for z in (own, other, mixed, expected))
+        eps = float(ml_dtypes.finfo(own.dtype).eps)
+        slack = 4 * eps * np.maximum(np.abs(a), np.abs(b)) + 1e-7
+        close = np.abs(y - expected) <= slack
+        between = (np.minimum(a, b) - slack <= y) & (y <= np.maximum(a, b) + slack)
+    finite = np.isfinite(a) & np.isfinite(b)
+    assert (np.isfinite(y) & close & between)[finite].all()
+    assert (np.isnan(y) == np.isnan(expected))[~finite].all()
+
+
+def check_mean(own: Any, other: Any, mixed: np.ndarray, one: One, smoothing: float, k: int) -> None:
+    """The label's mean, smoothed over k classes."""
+    own, other = np.asarray(own, np.float32), np.asarray(other, np.float32)
+    if not smoothing:
+        check_positions(own, other, mixed, one.lam)
+        return
+    with np.errstate(all="ignore"):
+        expected = one.lam * own.astype(np.float64) + (1 - np.float64(one.lam)) * other
+    expected = np.where(one.lam == 1, own, np.where(one.lam == 0, other, expected))
+    expected = expected * (1 - smoothing) + smoothing / k
+    assert (mixed.shape, mixed.dtype) == (own.shape, np.float32)
+    finite = np.isfinite(expected)
+    assert (np.isfinite(mixed) == finite).all()
+    np.testing.assert_allclose(mixed[finite], expected[finite], rtol=1e-6, atol=1e-6)
+
+
+def check_label_map(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
+    """Cut where the image is cut; where it may be blended, beside the partner's."""
+    expected = np.where(one.over(one.inside, own[""], target.axes), other[""], own[""])
+    if one.blends:
+        expected = np.stack([expected, other[""]])
+        check_same(mixed["_weight"], np.stack([one.outside, np.float32(1) - one.outside]))
+    check_same(mixed[""], expected)
+
+
+def check_points(own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
+    """Both records' points, which weigh as the pixels under them."""
+    last = np.array(one.weights.shape) - 1
+    for k, side in enumerate((own, other)):
+        at = np.floor(side[""].astype(np.float64))
+        weights = one.weights[tuple(np.clip(at, 0, last).astype(int).T)]
+        beyond = ((at < 0) | (at > last)).any(-1) & (not one.by_map)  # in no box
+        weights = np.where(beyond, one.outside, weights)
+        check_same(mixed["_weight"][k], weights if k == 0 else np.float32(1) - weights)
+    for name in own:
+        check_same(mixed[name], np.stack([own[name], other[name]]))
+
+
+# --- boxes, by counting halves of pixels ----------------------------------------------------------
+
+
+def boxes_of(corners: np.ndarray, box_format: str, sides: Any) -> np.ndarray:
+    """Boxes `[..., 4]` of the corners `[..., 2, 2]`, lower first, rows first, in pixels."""
+    first, second = corners[..., 0, :], corners[..., 1, :]
+    name, scale = box_format.removeprefix("rel_"), np.ones(2)
+    scale = np.array(sides, float) if name != box_format else scale
+    second = second - first if "xywh" in name else second
+    first = first + second / 2 if "center" in name else first
+    both = [x / scale if name == "yxyx" else (x / scale)[..., ::-1] for x in (first, second)]
+    return np.concatenate(both, axis=-1)
+
+
+def corners_of(boxes: np.ndarray, box_format: str, sides: Any) -> np.ndarray:
+    """The corners of boxes: `boxes_of`, the other way round."""
+    name, scale = box_format.removeprefix("rel_"), np.ones(2)
+    scale = np.array(sides, float) if name != box_format else scale
+    boxes = boxes.astype(np.float64)
+    first, second = (
+        x if name == "yxyx" else x[..., ::-1] for x in (boxes[..., :2], boxes[..., 2:])
+    )
+    first, second = first * scale, second * scale
+    first = first - second / 2 if "center" in name else first
+    second = first + second if "xywh" in name else second
+    return np.stack([first, second], axis=-2)
+
+
+def painted(corners: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    """The halves of pixels that a box covers."""
+    halves = np.zeros([2 * side for side in sides], bool)
+    (top, left), (bottom, right) = (2 * corners).astype(int)
+    halves[top:bottom, left:right] = True
+    return halves
+
+
+def check_boxes(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
+    """What is visible of each box, counted in halves of pixels, on which all boxes must end."""
+    inside, sides = one.upright, one.upright.shape
+    pasted, count = inside.repeat(2, axis=0).repeat(2, axis=1), len(own[""])
+    assert mixed[""].shape == (2 * count, 4)
+    assert mixed["_weight"].dtype == np.float32
+    for k, box in enumerate([*own[""], *other[""]]):
+        corners = np.clip(corners_of(box, target.format, sides), 0, np.array(sides))
+        whole = painted(corners, sides)
+        if k < count:
+            seen, factor = whole & ~pasted, one.outside
+        elif pasted.any():
+            seen, factor = whole & pasted, np.float32(1)
+        else:
+            seen, factor = whole, np.float32(1) - one.outside
+        fraction = np.float32(seen.sum()) / np.float32(max(whole.sum(), 1))
+        weight = factor * fraction * (fraction >= np.float32(target.min_visible))
+        assert abs(mixed["_weight"][k] - weight) <= 1e-6
+        assert (mixed["_weight"][k] > 0) == (weight > 0)
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        if weight == 0:
+            corners = np.zeros((2, 2))
+        elif seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all():
+            corners = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]]) / 2
+        expected = boxes_of(corners, target.format, sides) if weight else np.zeros(4)
+        check_same(mixed[""][k], expected.astype(box.dtype))
+    for name in target.fields:
+        check_same(mixed[name], np.concatenate([own[name], other[name]]))
+    if target.masks is not None:
+        a, b = own[target.masks], other[target.masks]
+        shown = inside | (one.outside < 1)
+        check_same(mixed[target.masks], np.concatenate([a * ~inside, b * shown]).astype(a.dtype))

@@ -145,7 +145,9 @@ def interrupted_twice(path: pathlib.Path, pause: float, wait: float = 0) -> subp
     return process
 
 
-@pytest.mark.parametrize("pause", [0, 0.001, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize(
+    "pause", [0.01, *(pytest.param(x, marks=pytest.mark.slow) for x in (0, 0.001, 0.05, 0.3))]
+)
 def test_two_control_c(pause: float, tmp_path: pathlib.Path) -> None:
     """Wherever the second one comes. For what is special where the main thread reads, see below."""
     with interrupted_twice(program(tmp_path, end=SLEEPS), pause) as process:

@@ -53,7 +53,12 @@ def run_alone(page: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def marked(page: pathlib.Path) -> Any:
+    name = str(page.relative_to(DOCS))
+    return pytest.param(page, id=name, marks=() if name in FAST else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", list(map(marked, PAGES)))
 def test_a_page_runs(
     page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

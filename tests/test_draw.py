@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 import grain_mix as gm
-from grain_mix import _draw
+from grain_mix import _draw, _laws
 
 N = 100_000
 ALPHAS = [0.05, 0.2, 1.0, 8.0]
@@ -54,10 +54,64 @@ def test_lambda_is_beta_distributed(alpha: float, seeds: np.ndarray) -> None:
 def test_the_table_has_no_error_of_its_own(alpha: float) -> None:
     """All 2²⁰ values that λ can take, once each: the exact distribution, not a sample."""
     bits = np.arange(2**20, dtype=np.uint32) << 12
-    lam = np.asarray(jax.jit(_draw.beta, static_argnums=1)(bits, alpha)) / 2**24
+    lam = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, gm.Beta(alpha, alpha))) / 2**24
     assert (np.diff(lam) >= 0).all()
     assert distance(lam, alpha) < 0.002
     assert abs(lam.mean() - 0.5) < 1e-6
+
+
+# Laws with two parameters: those of the issues, of published recipes, and the ends of the range.
+LAWS = [(0.05, 0.05), (0.05, 200), (200, 0.05), (200, 200), (2, 8), (8, 2), (0.3, 1.7), (1, 1)]
+
+
+@pytest.mark.parametrize(("a", "b"), LAWS)
+def test_the_table_of_other_laws(a: float, b: float) -> None:
+    """All values that λ can take against SciPy's Beta(a, b), wherever float32 can tell them."""
+    bits = np.arange(2**20, dtype=np.uint32) << 12
+    lam = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, gm.Beta(a, b))) / 2**24
+    assert (np.diff(lam) >= 0).all()
+    law = scipy.stats.beta(a, b)
+    for tail in (2.0**-20, 2.0**-10):
+        inside = (lam > tail) & (lam < 1 - tail)
+        steps = np.arange(len(lam)) / len(lam)
+        if inside.any():
+            assert np.abs(law.cdf(lam[inside]) - steps[inside]).max() < 0.002
+    assert abs(lam.mean() - law.mean()) < 1e-3
+    # The ends, where most of a law with small parameters is.
+    assert abs((lam <= 2.0**-20).mean() - law.cdf(2.0**-20)) < 0.002
+    assert abs((lam >= 1 - 2.0**-20).mean() - law.sf(1 - 2.0**-20)) < 0.002
+
+
+def test_a_law_takes_the_place_of_any_alpha(rng: np.random.Generator) -> None:
+    seeds = rng.integers(2**32, size=500, dtype=np.uint32)
+    for make in (
+        lambda alpha: gm.MixUpBatch(alpha),
+        lambda alpha: gm.CutMixBatch(alpha),
+        lambda alpha: gm.MixBatch(mixup_alpha=alpha),
+        lambda alpha: gm.MixBatch(cutmix_alpha=alpha),
+    ):
+        same, equal, other = (
+            draw(make(alpha), seeds, 20, 30, 3) for alpha in (0.4, gm.Beta(0.4, 0.4), gm.Beta(2, 8))
+        )
+        jax.tree.map(np.testing.assert_array_equal, same, equal)
+        assert (same.lam != other.lam).any()
+    # The law is that of the record's own weight: mean a / (a + b).
+    own = draw(gm.MixUpBatch(gm.Beta(2, 8)), seeds, 20, 30, 3).lam
+    assert abs(own.mean() - 0.2) < 0.05
+    kept = draw(gm.CutMixBatch(gm.Beta(200, 20)), seeds, 20, 30, 3).lam
+    assert kept.mean() > 0.8
+
+
+def test_known_answers_of_keys() -> None:
+    """The seeds of a step's key must never change either."""
+    batch = {"image": np.arange(4 * 5).reshape(4, 5).astype(np.uint8) * 12}
+    for key, expected in (
+        (jax.random.key(7), KNOWN["key"]),
+        (jax.random.PRNGKey(7), KNOWN["key"]),
+        (jax.random.key(7, impl="rbg"), KNOWN["rbg"]),
+    ):
+        mixed = gm.MixUpBatch(1.0, label_key=None).mix(batch, key=key)["image"]
+        assert zlib.crc32(np.asarray(mixed).tobytes()) == expected, key
 
 
 @pytest.mark.parametrize("lengths", [(1000,), (224, 160), (30, 50, 40)])
@@ -126,9 +180,9 @@ def test_minmax_is_uniform_and_wholly_inside(
 
 @pytest.mark.parametrize("probability", [0.0, 0.01, 0.3, 0.99, 1.0])
 def test_prob_and_switch_prob(probability: float, seeds: np.ndarray) -> None:
-    mixed = draw(gm.MixUpBatch(alpha=8.0, prob=probability), seeds, 32, 32).lam < 1
+    mixed = draw(gm.MixUpBatch(alpha=8.0, prob=probability), seeds, 32, 32, 3).lam < 1
     both = gm.MixBatch(cutmix_minmax=(0.5, 0.5), switch_prob=probability)
-    box = draw(both, seeds, 32, 32).box
+    box = draw(both, seeds, 32, 32, 3).box
     cut = (box[:, :, 0] < box[:, :, 1]).all(axis=1)
     for count in (int(mixed.sum()), int(cut.sum())):
         if probability in (0, 1):
@@ -141,10 +195,10 @@ def test_decisions_are_independent(seeds: np.ndarray) -> None:
     """λ, box, choice and chance, of one record and of the records with the seeds next to it."""
     near = np.arange(N, dtype=np.uint32) + seeds[0]
     for some in (seeds, near):
-        cut = draw(gm.CutMixBatch(minmax=(0.3, 0.6)), some, 64, 64)
-        lam = draw(gm.MixUpBatch(alpha=1.0), some, 64, 64).lam
-        chance = draw(gm.MixUpBatch(alpha=8.0, prob=0.5), some, 64, 64).lam < 1
-        choice = draw(gm.MixBatch(cutmix_alpha=8.0), some, 64, 64).box[:, 0, 1] > 0
+        cut = draw(gm.CutMixBatch(minmax=(0.3, 0.6)), some, 64, 64, 3)
+        lam = draw(gm.MixUpBatch(alpha=1.0), some, 64, 64, 3).lam
+        chance = draw(gm.MixUpBatch(alpha=8.0, prob=0.5), some, 64, 64, 3).lam < 1
+        choice = draw(gm.MixBatch(cutmix_alpha=8.0), some, 64, 64, 3).box[:, 0, 1] > 0
         columns = [lam, chance, choice, *cut.box.reshape(N, 4)[:, ::2].T, *np.diff(cut.box).T[0]]
         columns += [np.roll(column, 1) for column in columns]
         correlation = np.corrcoef(np.stack(columns).astype(np.float64))
@@ -179,7 +233,7 @@ def test_a_draw_is_the_records_own(rng: np.random.Generator) -> None:
 def test_modes_share_the_first_records_draw(rng: np.random.Generator) -> None:
     seeds = rng.integers(2**32, size=7, dtype=np.uint32)
     elem, pair, batch = (
-        draw(gm.MixBatch(mode=mode), seeds, 20, 30) for mode in ("elem", "pair", "batch")
+        draw(gm.MixBatch(mode=mode), seeds, 20, 30, 3) for mode in ("elem", "pair", "batch")
     )
     for field in ("lam", "box"):
         own = getattr(elem, field)
@@ -193,16 +247,16 @@ def test_known_answers() -> None:
     for alpha, expected in KNOWN["mixup"].items():
         lam = draw(gm.MixUpBatch(alpha=alpha), seeds, 224, 224).lam
         assert (lam.astype(np.float64) * 2**24).astype(int).tolist() == expected, alpha
-    assert draw(gm.CutMixBatch(), seeds, 224, 160).box.reshape(6, 4).tolist() == KNOWN["cutmix"]
+    assert draw(gm.CutMixBatch(), seeds, 224, 160, 3).box.reshape(6, 4).tolist() == KNOWN["cutmix"]
     video = gm.CutMixBatch(spatial_axes=(1, 2, 3))
     assert draw(video, seeds, 16, 112, 96).box.reshape(6, 6).tolist() == KNOWN["video"]
     audio = gm.CutMixBatch(alpha=0.3, spatial_axes=(1,))
     assert draw(audio, seeds, 48_000).box.reshape(6, 2).tolist() == KNOWN["audio"]
     minmax = gm.CutMixBatch(minmax=(0.25, 0.75), spatial_axes=(1,))
     assert draw(minmax, seeds, 48_000).box.reshape(6, 2).tolist() == KNOWN["minmax"]
-    both = draw(gm.MixBatch(prob=0.7), seeds, 32, 32)
+    both = draw(gm.MixBatch(prob=0.7), seeds, 32, 32, 3)
     assert both.box.reshape(6, 4).tolist() == KNOWN["both"]
-    assert (both.outside.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["outside"]
+    assert (both.mixup_lam.astype(np.float64) * 2**24).astype(int).tolist() == KNOWN["outside"]
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -210,7 +264,7 @@ def test_known_checksums(case: int) -> None:
     """The same for many seeds, so that rare cases of rounding are seen as well."""
     transform, lengths, expected = CHECKSUMS[case]
     drawn = draw(transform, np.arange(2**16, dtype=np.uint32) * np.uint32(40_503), *lengths)
-    weights = np.zeros(0) if drawn.outside is None else drawn.outside.astype(np.float64) * 2**24
+    weights = np.zeros(0) if drawn.mixup_lam is None else drawn.mixup_lam.astype(np.float64) * 2**24
     boxes = np.zeros(0) if drawn.box is None else drawn.box.ravel()
     numbers = np.concatenate([weights, boxes]).astype("<u4")
     assert zlib.crc32(numbers.tobytes()) == expected
@@ -235,12 +289,14 @@ def test_known_seeds() -> None:
 CHECKSUMS: list[tuple[Any, tuple[int, ...], int]] = [
     (gm.MixUpBatch(alpha=0.2), (), 1_170_031_304),
     (gm.MixUpBatch(alpha=1, prob=0.9), (), 2_472_950_669),
-    (gm.CutMixBatch(), (224, 160), 17_619_842),
+    (gm.CutMixBatch(), (224, 160, 3), 17_619_842),
     (gm.CutMixBatch(minmax=(0.1, 0.8), spatial_axes=(1, 2, 3)), (16, 112, 96), 515_195_767),
-    (gm.MixBatch(), (33, 31), 2_936_143_229),
+    (gm.MixBatch(), (33, 31, 3), 2_936_143_229),
 ]
 # fmt: off
 KNOWN: dict[str, Any] = {
+    "key": 3302341434,
+    "rbg": 3361996869,
     "seeds of a loader": [
         (14, 1298302990), (24, 1439606394), (97, 3304361323), (74, 125185458), (46, 581384333),
         (38, 1065964367),

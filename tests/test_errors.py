@@ -38,7 +38,7 @@ def assert_fails(error: type[Exception], message: str, function: Callable[[], An
 
 def assert_says(error: Exception, message: str) -> None:
     text = str(error.args[0])
-    assert re.fullmatch(r"(\w+Batch|RecordSeed|mixup|cutmix)(\.draw)?: .+; expected .+; .+", text)
+    assert re.fullmatch(r"(\w+|label_key)(\.draw)?: .+; expected .+; .+", text)
     assert re.search(".*".join(map(re.escape, message.split(" … "))), text), text
 
 
@@ -69,41 +69,37 @@ PARAMETERS = [
     call(ValueError, "minmax=(nan, 1) … 0 to 1 … pass", gm.CutMixBatch, minmax=(np.nan, 1)),
     call(ValueError, "minmax=(0.8, 0.2) … (0.2, 0.8)", gm.CutMixBatch, minmax=(0.8, 0.2)),
     call(ValueError, "cutmix_minmax=(1, 0) … (0, 1)", gm.MixBatch, cutmix_minmax=(1, 0)),
-    call(ValueError, "num_classes=0 … above 0 … or None", gm.MixUpBatch, num_classes=0),
-    call(ValueError, "num_classes=-1 … above 0 … or None", gm.MixBatch, num_classes=-1),
-    call(ValueError, "num_classes=2147483648 … int32", gm.MixBatch, num_classes=2**31),
-    call(TypeError, "num_classes=2.5 … int … or None", gm.CutMixBatch, num_classes=2.5),
-    call(TypeError, "num_classes=True … int … or None", gm.MixUpBatch, num_classes=True),
-    call(TypeError, "sparse_labels=1 … True or False", gm.MixUpBatch, sparse_labels=1),
-    call(
-        ValueError,
-        "sparse_labels … label_smoothing=0.1 … label_smoothing=0 … in the loss",
-        gm.MixUpBatch,
-        sparse_labels=True,
-        label_smoothing=0.1,
-    ),
-    call(
-        ValueError,
-        "sparse_labels … label_key=None … drop sparse_labels",
-        gm.CutMixBatch,
-        sparse_labels=True,
-        label_key=None,
-    ),
+    call(ValueError, "num_classes=0 … above 0 … Soft", gm.MixUpBatch, num_classes=0),
+    call(ValueError, "num_classes=-1 … above 0 … Soft", gm.OneHot, -1),
+    call(ValueError, "num_classes=2147483648 … int32", gm.Sparse, 2**31),
+    call(TypeError, "num_classes=2.5 … int … Soft", gm.CutMixBatch, num_classes=2.5),
+    call(TypeError, "num_classes=True … int … Soft", gm.MixUpBatch, num_classes=True),
+    call(ValueError, "smoothing=2 … 0 to 1", gm.Soft, smoothing=2),
+    call(TypeError, "union=1 … True or False", gm.MultiHot, union=1),
+    call(TypeError, "axes=1 … tuple of axes", gm.ValueMap, 1),
+    call(ValueError, "a=0 … above 0", gm.Beta, 0, 1),
+    call(TypeError, "alpha=(2, 8) … gm.Beta(2, 8)", gm.MixUpBatch, alpha=(2, 8)),
     call(ValueError, "image_key=() … at least one … pass", gm.MixUpBatch, image_key=()),
     call(TypeError, "image_key … 1.5 … name … string", gm.MixUpBatch, image_key=("a", 1.5)),
     call(TypeError, "label_key=True … name … string", gm.MixBatch, label_key=True),
-    call(TypeError, "mask_key='' … name … string", gm.CutMixBatch, mask_key=""),
+    call(TypeError, "targets='' … name … string", gm.CutMixBatch, targets={"": gm.Pair()}),
+    call(TypeError, "targets=['label'] … dict", gm.CutMixBatch, targets=["label"]),
     call(TypeError, "seed_key=None … name … string", gm.MixUpBatch, seed_key=None),
     call(TypeError, "seed_key=b's' … name … string", gm.RecordSeed, seed_key=b"s"),
-    call(ValueError, "'x' … twice … different … rename", gm.MixUpBatch, image_key=["x", "x"]),
-    call(ValueError, "'label' … twice, by mask_key and label", gm.CutMixBatch, mask_key="label"),
+    call(
+        ValueError,
+        "'x' … twice, in image_key … one role … rename",
+        gm.MixUpBatch,
+        image_key=["x", "x"],
+    ),
+    call(ValueError, "'label' … twice, by label_key and valid", gm.MixBatch, valid_key="label"),
     call(ValueError, "'image' … twice, by image_key and seed", gm.MixBatch, seed_key="image"),
     call(
         ValueError,
         "'label_weight' … twice … rename",
         gm.MixUpBatch,
         image_key="label_weight",
-        sparse_labels=True,
+        targets={"label": gm.Sparse()},
     ),
     call(TypeError, "spatial_axes=1 … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=1),
     call(TypeError, "spatial_axes=() … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=()),
@@ -132,8 +128,8 @@ CALLS = [
     call(ValueError, "image_shape=(6, 8, 3) … (4, ...) … B", MIXUP.draw, SEEDS, SHAPE[1:]),
     call(TypeError, "image_shape=4 … shape … B first", CUTMIX.draw, SEEDS, 4),
     call(TypeError, "image_shape=(4, 6.0) … shape … B first", CUTMIX.draw, SEEDS, (4, 6.0)),
-    call(ValueError, "image_shape … (4, 6) … axes … [B, H, W", CUTMIX.draw, SEEDS, (4, 6)),
-    call(ValueError, "image_shape … (4, 6, 0) … pixel", CUTMIX.draw, SEEDS, (4, 6, 0)),
+    call(ValueError, "image_shape … [4, 6] … axes … [B, T]", CUTMIX.draw, SEEDS, (4, 6)),
+    call(ValueError, "image_shape … (4, 6, 0) … (4, ...)", CUTMIX.draw, SEEDS, (4, 6, 0)),
     call(ValueError, "image_shape … (4, -6, 8)", CUTMIX.draw, SEEDS, (4, -6, 8)),
     call(TypeError, "images … array … np.asarray(images)", gm.mixup, [[1]], LAM, PARTNER),
     call(TypeError, "images' is int64 … float32 … np.int32", gm.cutmix, BOX, BOX, PARTNER),
@@ -155,7 +151,7 @@ CALLS = [
     call(ValueError, "box … (4, 0, 2)", gm.cutmix, X, BOX[:, :0], PARTNER),
     call(
         ValueError,
-        "spatial_axes=(1, 2, 3, 4) … (4, 6, 8, 3)",
+        "spatial_axes=(1, 2, 3, 4) … [4, 6, 8, 3]",
         gm.cutmix,
         X,
         BOX.repeat(2, 1),
@@ -169,13 +165,13 @@ CALLS = [
     call(ValueError, "lam of shape () … [4]", gm.mixup, X, [[0.5], [0.5, 1]], PARTNER),
     call(TypeError, "lam is >f4 … swapped … float32", gm.mixup, X, LAM.astype(">f4"), PARTNER),
     call(TypeError, "lam is timedelta64", gm.mixup, X, LAM.astype("m8[s]"), PARTNER),
-    call(ValueError, "image_shape … 16777216", CUTMIX.draw, SEEDS, (4, 2**25, 8)),
+    call(ValueError, "image_shape … 16777216", CUTMIX.draw, SEEDS, (4, 2**25, 8, 3)),
     *(
         call(error, message, gm.cutmix, X, BOX, PARTNER, spatial_axes=axes)
         for error, message, axes in [
             (ValueError, "spatial_axes=(0, 1) … (1, 2)", (0, 1)),
-            (ValueError, "spatial_axes=(2, 4) … 1 to 3 … (1, 2) is", (2, 4)),
-            (ValueError, "spatial_axes=(1, -3) … different … (1, 2) is", (1, -3)),
+            (ValueError, "spatial_axes=(2, 4) … 1 to 3 … (1, 2) for", (2, 4)),
+            (ValueError, "spatial_axes=(1, -3) … different … (1, 2) for", (1, -3)),
             (ValueError, "spatial_axes=(1, 2, 3)", (1, 2, 3)),
             (ValueError, "spatial_axes=(1,)", (1,)),
             (TypeError, "spatial_axes=('1', '2')", ("1", "2")),
@@ -193,8 +189,8 @@ def test_call(error: type[Exception], message: str, function: Callable[[], Any])
 # --- batches ------------------------------------------------------------------------------------
 
 MIX = gm.MixBatch(num_classes=3)
-SPARSE = gm.MixUpBatch(sparse_labels=True)
-MASKED = gm.CutMixBatch(num_classes=3, mask_key="mask")
+SPARSE = gm.MixUpBatch(targets={"label": gm.Sparse()})
+MASKED = gm.CutMixBatch(targets={"label": gm.OneHot(3), "mask": gm.LabelMap()})
 RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
 
 
@@ -247,53 +243,54 @@ BATCHES = [
     case(
         KeyError, "'depth' among ['dept', 'image' … mean 'dept'? … image_key", RGBD, batch(dept=X)
     ),
-    case(KeyError, "'mask' among … 'msk'] … mean 'msk'? … mask_key", MASKED, batch(msk=X)),
+    case(KeyError, "'mask' among … 'msk'] … mean 'msk'? … targets", MASKED, batch(msk=X)),
     case(KeyError, "'label' among ['image' … label_key=None", MIX, NO_LABEL),
     case(KeyError, "'lable' … mean 'label'?", gm.MixBatch(label_key="lable"), batch()),
-    case(KeyError, "'label_weight' … free … rename", SPARSE, batch(label_weight=LAM)),
+    case(KeyError, "'label_weight' is in … free … rename", SPARSE, batch(label_weight=LAM)),
     case(ValueError, "an empty batch … B > 0 … filter", MIXUP, EMPTY),
     # Seeds.
     case(KeyError, "'mix_seed' among ['image' … gm.RecordSeed … before Batch", MIXUP, NO_SEEDS),
     case(KeyError, "'seed' … mean 'mix_seed'?", gm.MixUpBatch(seed_key="seed"), batch()),
     case(TypeError, "'mix_seed' is float32 [4] … uint32 [B]", CUTMIX, batch(mix_seed=LAM)),
     case(TypeError, "'mix_seed' is int64 [4] … .astype(np.uint32)", MIX, batch(mix_seed=PARTNER)),
-    case(TypeError, "'mix_seed' is uint32 [2, 2]", MIXUP, batch(mix_seed=SEEDS.reshape(2, 2))),
+    case(
+        ValueError,
+        "'mix_seed' is uint32 [4, 1] … once",
+        MIXUP,
+        batch(mix_seed=SEEDS[:, None]),
+    ),
     case(ValueError, "'mix_seed' is one seed … order is", CUTMIX, batch(mix_seed=SEEDS[0])),
-    case(ValueError, "there are 3 seeds … one batch", MIX, batch(mix_seed=SEEDS[:3])),
+    case(ValueError, "there are 3 seeds in 'mix_seed' … one batch", MIX, batch(mix_seed=SEEDS[:3])),
     # Labels.
-    case(ValueError, "int64 [4] … num_classes is None … one-hot", gm.MixUpBatch(), batch()),
-    case(ValueError, "'label' from 0 to 3 … num_classes=3 … from 1?", CUTMIX, label(0, 1, 2, 3)),
+    case(ValueError, "int64 [4] … num_classes=K", gm.MixUpBatch(), batch()),
+    case(ValueError, "'label' from 0 to 3 … label < 3 … from 1?", CUTMIX, label(0, 1, 2, 3)),
     case(ValueError, "'label' from -1 to 2 … 0 <= label … -1?", MIX, label(0, -1, 2, 0)),
     case(ValueError, "'label' from -2 to 2 … 0 <= label … -1?", SPARSE, label(0, -2, 2, 0)),
     case(ValueError, "'label' from 0 to 2147483648 … fix", SPARSE, label(0, 1, 2, 2**31)),
     case(
-        ValueError,
-        "'label' is float64 [4, 5] … [B, 3] … num_classes=5",
+        TypeError,
+        "'label' is float64 [4, 5] … leave num_classes out",
         CUTMIX,
         label(*np.eye(4, 5)),
     ),
-    case(ValueError, "'label' from 0 to 3 … 0 <= label < num", MIX, label([0], [1], [2], [3])),
-    case(ValueError, "'label' is int64 [4, 1] … num_classes … float32", gm.MixUpBatch(), ONE_EACH),
-    case(ValueError, "'label' from 0 to 1099511627776 … scale", gm.MixUpBatch(), label(*HUGE)),
+    case(ValueError, "'label' from 0 to 3 … 0 <= label < 3", MIX, label([0], [1], [2], [3])),
+    case(ValueError, "'label' is int64 [4, 1] … num_classes=K", gm.MixUpBatch(), ONE_EACH),
+    case(ValueError, "'label' … to 1099511627776 … num_classes", gm.MixUpBatch(), label(*HUGE)),
     case(ValueError, "'label' from 0.0 to 1e+300 … scale", gm.MixUpBatch(), label(*FAR)),
     case(TypeError, "'label' is >i8 [4] … swapped … int64", MIX, batch(label=SWAPPED)),
     case(TypeError, "'label' is timedelta64[s] [4] … encode", MIX, batch(label=SECONDS)),
     case(
         TypeError,
-        "'label' is float64 [4] … integers … num_classes=None",
+        "'label' is float64 [4] … integers … gm.Soft()",
         MIXUP,
         label(0.0, 1.0, 2.0, 0.0),
     ),
     case(
-        TypeError, "'label' is <U3 [4] … integers … encode", MIXUP, label("cat", "dog", "dog", "?")
+        TypeError, "'label' is <U3 [4] … numbers … encode", MIXUP, label("cat", "dog", "dog", "?")
     ),
-    case(
-        ValueError, "'label' is float64 [4, 2, 3] … num_classes", MIX, label(*np.zeros((4, 2, 3)))
-    ),
+    case(TypeError, "'label' is float64 [4, 2, 3] … num_classes", MIX, label(*np.zeros((4, 2, 3)))),
     case(ValueError, "'label' is float64 [4, 0]", gm.MixUpBatch(), label([], [], [], [])),
-    case(
-        TypeError, "float64 [4, 4] … integers [B] … drop sparse_labels", SPARSE, label(*np.eye(4))
-    ),
+    case(TypeError, "float64 [4, 4] … integers [B] … gm.Soft()", SPARSE, label(*np.eye(4))),
     case(ValueError, "'label' is int64 [3] … 4 seeds … one batch", CUTMIX, label(0, 1, 2)),
     # Images and masks.
     case(TypeError, "'image' is <U3 … uint8 … decode", MIXUP, image("U3")),
@@ -305,16 +302,16 @@ BATCHES = [
     case(TypeError, "'image' is uint64 … .astype(np.uint32)", MIX, image(np.uint64)),
     case(TypeError, "'image' is bool … uint8 … CutMixBatch", MIXUP, image(bool)),
     case(TypeError, "'image' is bool … uint8 … cast", MIX, image(bool)),
-    case(ValueError, "'image' … (4, 0, 8, 3) … pixel … filter", CUTMIX, image(shape=(4, 0, 8, 3))),
+    case(ValueError, "'image' … [4, 0, 8, 3] … pixel … filter", CUTMIX, image(shape=(4, 0, 8, 3))),
     case(ValueError, "'image' … 0, 0, 3 … pixel … filter", MIXUP, image(shape=(4, 0, 0, 3))),
-    case(ValueError, "(1, 2) … 'image' … (4, 6) … (1,) for", CUTMIX, image(shape=(4, 6))),
+    case(ValueError, "'image' … [4, 6] … (1,) for", CUTMIX, image(shape=(4, 6))),
     case(ValueError, "(2, 4) … 'image' … 1 to 3 … [B, H, W, C]", along(2, 4), batch()),
-    case(ValueError, "(1, -3) … (4, 6, 8, 3) … different axes", along(1, -3), batch()),
-    case(ValueError, "(-4, 2) … (4, 6, 8, 3) … 1 to 3", along(-4, 2), batch()),
-    case(ValueError, "'mask' is uint8 [4, 6, 7] … resize 'mask'", MASKED, mask(4, 6, 7)),
-    case(ValueError, "'mask' is uint8 [4, 6], but 'image' … resize", MASKED, mask(4, 6)),
+    case(ValueError, "(1, -3) … [4, 6, 8, 3] … different axes", along(1, -3), batch()),
+    case(ValueError, "(-4, 2) … [4, 6, 8, 3] … 1 to 3", along(-4, 2), batch()),
+    case(ValueError, "'mask' is uint8 [4, 6, 7] … resize it", MASKED, mask(4, 6, 7)),
+    case(ValueError, "'mask' is uint8 [4, 6], with … resize", MASKED, mask(4, 6)),
     case(TypeError, "'mask' is int64 … np.int32", MASKED, mask(4, 6, 8, dtype=np.int64)),
-    case(ValueError, "'depth' of shape (4, 6, 8, 0) … pixel … filter", RGBD, depth(4, 6, 8, 0)),
+    case(ValueError, "'depth' is float32 [4, 6, 8, 0] … pixel … filter", RGBD, depth(4, 6, 8, 0)),
     case(ValueError, "'depth' is float32 [4, 5, 8] … resize 'depth'", RGBD, depth(4, 5, 8)),
     case(ValueError, "'depth' is float32 [3, 6, 8] … 4 seeds", RGBD, depth(3, 6, 8)),
 ]
@@ -337,19 +334,19 @@ def test_batch_without_changes_is_good(transform: Any) -> None:
 
 
 def test_shapes_are_checked_under_jit() -> None:
-    message = "'label' is float32 [4, 5] … [B, 3] … num_classes=5"
-    assert_fails(ValueError, message, lambda: jax.jit(CUTMIX.mix)(label(*np.eye(4, 5))))
+    message = "'label' is float32 [4, 5] … leave num_classes out"
+    assert_fails(TypeError, message, lambda: jax.jit(CUTMIX.mix)(label(*np.eye(4, 5))))
 
 
 @pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX])
 def test_map_under_jit(transform: Any) -> None:
-    message = "map under jit, where 'image' is uint8 [4, 6, 8, 3] … with values … call mix"
+    message = "under jit, where 'image' is uint8 [4, 6, 8, 3] … with values … call mix"
     assert_fails(TypeError, message, lambda: jax.jit(transform.map)(batch()))
 
 
 def test_labels_of_an_array_on_a_device() -> None:
     on_device = batch(label=jax.numpy.array([0, 1, 2, 3]))
-    assert_fails(ValueError, "'label' from 0 to 3 … num_classes=3", lambda: MIX.mix(on_device))
+    assert_fails(ValueError, "'label' from 0 to 3 … label < 3", lambda: MIX.mix(on_device))
 
 
 def test_records_are_no_sampler() -> None:

@@ -11,12 +11,13 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from reference import mixup_one
 
-from grain_mix import _formula, _swap
+from grain_mix import _formula, _partners
 
 DTYPES = [
     *("uint8", "int8", "uint16", "int16", "uint32", "int32"),
     *("float16", "bfloat16", "float32"),
 ]
+NARROW = [name for name in DTYPES if not name.endswith("32")]
 SHAPES = {  # of a batch, and the axes of its box
     "whole words": ((8, 6, 8, 3), (1, 2)),
     "odd rows": ((6, 5, 7, 3), (1, 2)),
@@ -121,14 +122,14 @@ def test_all_bytes_on_all_paths(path: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"), list(zip([*DTYPES, "bool"], itertools.cycle([2, 3, 8, 128]), strict=False))
+    ("dtype", "size"), list(zip([*NARROW, "bool"], itertools.cycle([2, 3, 8, 128]), strict=False))
 )
 def test_swap_by_product_is_exact(dtype: str, size: int, rng: np.random.Generator) -> None:
     x = random_batch(rng, (size, 7, 3), "uint8" if dtype == "bool" else dtype)
     x = x < 128 if dtype == "bool" else x
-    swapped = _swap.swap_by_product(x)
+    swapped = _partners.swap_by_product(x)
     assert swapped.dtype == x.dtype
-    np.testing.assert_array_equal(bits(swapped), bits(x)[_swap.partners(size)])
+    np.testing.assert_array_equal(bits(swapped), bits(x)[_partners.partners(size)])
 
 
 @pytest.mark.parametrize(

@@ -224,14 +224,14 @@ def drawn(
     ids=["MixUp, crops", "CutMix", "both, crops"],
 )
 def test_draws_belong_to_records(records: Any, transform: Any, operations: tuple[Any, ...]) -> None:
-    transform = dataclasses.replace(transform, num_classes=None, sparse_labels=True)
+    transform = dataclasses.replace(transform, num_classes=None, targets={"label": gm.Sparse()})
     expected = drawn(records, transform, operations, batch_size=13, worker_count=0)
     ids, seeds, lams, _ = zip(*expected, strict=True)
     assert list(ids) == [i // 2 for i in range(2 * RECORDS)]
     assert len(set(seeds)) == 2 * RECORDS  # so the second epoch has others
     assert len(set(lams)) > 5
 
-    assert drawn(records, transform, operations, batch_size=1, worker_count=0) == expected
+    assert drawn(records, transform, operations, batch_size=3, worker_count=0) == expected
     assert drawn(records, transform, operations, batch_size=2, worker_count=0) == expected
     if operations is CROPS and isinstance(transform, gm.MixBatch):
         assert drawn(records, transform, operations, batch_size=13, worker_count=2) == expected
@@ -484,17 +484,17 @@ def test_transforms_differ_in_any_field(transform: Any) -> None:
     """Equal transforms share a compiled program, so equality must cover all fields."""
     others = {
         "num_classes": 99,
-        "sparse_labels": True,
-        "mode": "pair",
+        "label_smoothing": 0.125,
+        "mode": "batch",
         "spatial_axes": (2, 1),
-        "pair_keys": ("caption",),
-        "box_format": "yxyx",
-        "box_keys": ("class",),
         "sharding": jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0]),
     }
-    transform = dataclasses.replace(transform, boxes_key="boxes", box_format="xyxy")
+    said = dataclasses.replace(transform, num_classes=None, targets={"label": gm.OneHot(3)})
+    assert said != dataclasses.replace(said, targets={"label": gm.OneHot(4)})
     for field in dataclasses.fields(transform):
         key = field.name.removeprefix("cutmix_")
         other = (0.1, 0.2) if key == "minmax" else "other" if key.endswith("_key") else 0.125
+        if field.name == "targets":
+            continue
         changed = dataclasses.replace(transform, **{field.name: others.get(key, other)})
         assert changed != transform, field.name

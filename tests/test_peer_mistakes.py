@@ -17,11 +17,11 @@ def test_class_ids_do_not_pass_through_bfloat16(rng: np.random.Generator) -> Non
     mask = ids.astype(np.uint16).repeat(8 * 9).reshape(4, 8, 9)
     image = mask[..., None].astype(ml_dtypes.bfloat16)
     batch = make_batch(rng, 4, image=image, label=ids, mask=mask)
-    mixed = gm.CutMixBatch(num_classes=1000, mask_key="mask").map(batch)
+    mixed = gm.CutMixBatch(targets={"label": gm.OneHot(1000), "mask": gm.LabelMap()}).map(batch)
     rows = np.arange(4)
     sums = mixed["label"][rows, ids] + mixed["label"][rows, partner_ids]
     np.testing.assert_allclose(sums, 1, rtol=1e-6)
-    sparse = gm.MixUpBatch(sparse_labels=True).map(batch)["label"]
+    sparse = gm.MixUpBatch(targets={"label": gm.Sparse()}).map(batch)["label"]
     np.testing.assert_array_equal(sparse, np.stack([ids, partner_ids], axis=1))
     assert mixed["mask"].dtype == np.uint16
     own = mixed["image"][..., 0] == batch["image"][..., 0]

@@ -95,13 +95,14 @@ def test_odd_batches_fit_one_device(rng: np.random.Generator) -> None:
 
 @each_kind
 def test_map_needs_no_communication(kind: str, rng: np.random.Generator) -> None:
-    from grain_mix import _place, _transforms
+    from grain_mix import _mixing, _place
 
     transform = KINDS[kind](num_classes=10, sharding=over(8))
-    placed = _place.to_devices(transform.sharding, make_batch(rng, 16))
-    del placed["id"]
-    mesh = _place.local_mesh(transform.sharding)
-    program = _transforms._mix_sharded.lower(transform, mesh, placed).compile().as_text()
+    batch = make_batch(rng, 16)
+    programs = _mixing.programs_of(transform._mixer, batch)
+    placed = _place.to_devices(transform.sharding, programs.plan.inputs(batch))
+    mesh, spec = _place.local_mesh(transform.sharding), PartitionSpec(_place.SLICES)
+    program = programs.on_mesh(mesh, spec).lower(placed).compile().as_text()
     assert "ENTRY" in program
     assert not re.findall(COLLECTIVES, program)
     assert "conditional" not in program  # platforms are told apart by the compiler
@@ -162,13 +163,17 @@ def test_mix_inside_shard_map(
 
 
 def test_a_hundred_batches_compile_once(rng: np.random.Generator) -> None:
-    from grain_mix import _transforms
+    from grain_mix import _mixing, _place
 
     sharding = over(4)
-    before = _transforms._mix_sharded._cache_size()
+    before = len(_mixing._programs)
     for _ in range(100):
-        gm.MixBatch(num_classes=9 + 1, prob=0.987, sharding=sharding).map(make_batch(rng, 8))
-    assert _transforms._mix_sharded._cache_size() == before + 1
+        transform = gm.MixBatch(num_classes=9 + 1, prob=0.987, sharding=sharding)
+        transform.map(make_batch(rng, 8))
+    assert len(_mixing._programs) == before + 1
+    programs = _mixing.programs_of(transform._mixer, make_batch(rng, 8))
+    mesh, spec = _place.local_mesh(sharding), PartitionSpec(_place.SLICES)
+    assert programs.on_mesh(mesh, spec)._cache_size() == 1
 
 
 class Records:
@@ -374,8 +379,10 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
         shape = (size, *rng.integers(1, 12, 3))
         kind = list(KINDS)[rng.integers(3)]
         labels: Any = rng.integers(0, classes, size)
+        kind_of_label: gm.Target = gm.OneHot(int(classes), smoothing=smoothing)
         if rng.random() < 0.5:
             labels = rng.random((size, classes), np.float32)
+            kind_of_label = gm.Soft(smoothing=smoothing)
         batch = {
             "image": rng.integers(0, 256, shape, np.uint8),
             "depth": rng.normal(size=shape).astype(np.float32),
@@ -383,9 +390,8 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(
             "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
         }
         fields: dict[str, Any] = {
-            "num_classes": int(classes),
+            "targets": {"label": kind_of_label},
             "image_key": ("image", "depth"),
-            "label_smoothing": smoothing,
             "prob": float(rng.choice([1, rng.random()])),
             "mode": mode,
         }
@@ -434,5 +440,6 @@ def test_aligned_stack_is_not_copied(rng: np.random.Generator) -> None:
     for dtype in (np.uint8, np.float32, jnp.bfloat16):
         x = gm.aligned_stack([rng.integers(0, 9, (7, 3)).astype(dtype) for _ in range(5)])
         assert x.ctypes.data % 64 == 0
-        placed = _place.to_host({"x": x})["x"]
+        assert _place.to_host({"x": x})["x"] is x
+        placed = jax.device_put(x, _place.host())  # as a jitted function takes it
         assert placed.unsafe_buffer_pointer() == x.ctypes.data

@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import grain_mix as gm
@@ -28,6 +29,7 @@ def run(folder: pathlib.Path, script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_script_trains_and_mixing_helps(tmp_path: pathlib.Path) -> None:
     [script] = renew.programs(README)
     line = re.compile(r"(\w+) mixing: (\d+\.\d) % of 360 test digits, ± (\d+\.\d)\n")

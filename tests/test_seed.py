@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import grain_mix as gm
-from grain_mix import _seed
+from grain_mix import _draw
 
 SIZE = 24
 
@@ -94,7 +94,7 @@ def test_the_fix_for_a_flat_map_works() -> None:
     # The other order pairs a record with its own copy, which the warning says.
     batches = load(gm.RecordSeed(), Crops(), grain.transforms.Batch(8))
     images = {"image": np.zeros((8, 4, 4, 1), np.uint8)}
-    _seed.warn_once.cache_clear()
+    _draw.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"same seed.*before a FlatMap.*id_key"):
         gm.MixUpBatch(label_key=None).map(batches[0] | images)
 
@@ -234,7 +234,7 @@ def test_equal_seeds_are_warned_of(rng: np.random.Generator) -> None:
         mix([*fresh[:4095], fresh[0]])  # one pair in 4,096 is chance, now and then
         mix([*fresh[:4], 0, 0, 0, 0], [True] * 4 + [False] * 4)
     for seeds in ([5, 5], [5, 6, 5, 7], fresh[:8].repeat(2), [*fresh[:4090], *fresh[:6]]):
-        _seed.warn_once.cache_clear()
+        _draw.warn_once.cache_clear()
         with pytest.warns(UserWarning, match="several records of one batch have the same seed"):
             mix(seeds)
     with warnings.catch_warnings():

@@ -1,10 +1,12 @@
 """JAX's settings, which users switch on for their own code, change no result and raise nothing."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import make_batch
@@ -22,8 +24,28 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "threefry_partitionable": ("threefry_partitionable", True),
     "threefry_not_partitionable": ("threefry_partitionable", False),
     "default_prng_impl": ("default_prng_impl", "rbg"),
+    "random_seed_offset": ("random_seed_offset", 1),
+    "matmul_precision": ("default_matmul_precision", "highest"),
     "check_tracer_leaks": ("check_tracer_leaks", True),
 }
+
+
+def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    """As a user may write it: promotes dtypes and ranks, and draws as its settings say."""
+    row = jax.random.uniform(key, lengths[1:]) + np.arange(lengths[1]) / 10
+    return jnp.clip(row * lam + jax.random.normal(jax.random.split(key)[0], lengths), 0, 1)
+
+
+def coins(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, lengths) < lam
+
+
+@dataclasses.dataclass(frozen=True)
+class Louder(gm.Target):
+    """A kind of a user's own, which promotes as well."""
+
+    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        return own * draw.lam + partner * (1 - draw.lam) + np.arange(3)
 
 
 def setting(name: str) -> contextlib.AbstractContextManager[Any]:
@@ -54,13 +76,27 @@ def everything(seed: int) -> dict[str, np.ndarray]:
     batch = make_batch(rng, 8, (9, 6, 3))
     batch |= {"bytes": batch["image"], "image": rng.normal(size=(8, 9, 6, 3)).astype(np.float32)}
     batch |= {"depth": rng.integers(2**16, size=(8, 9, 6), dtype=np.uint16)}
-    options: dict[str, Any] = {"num_classes": 10, "image_key": ("image", "depth", "bytes")}
-    transform = gm.MixBatch(**options, label_smoothing=0.1)
+    batch |= {"volume": rng.integers(9, size=(8, 3), dtype=np.int32)}
+    corners = np.sort(rng.random((8, 2, 2, 2), np.float32), axis=2).reshape(8, 2, 4)
+    batch |= {"boxes": corners}
+    targets = {"label": gm.OneHot(10, smoothing=0.1), "volume": Louder()}
+    options: dict[str, Any] = {"targets": targets, "image_key": ("image", "depth", "bytes")}
+    transform = gm.MixBatch(**options)
     sharded = gm.MixBatch(**options, sharding=sharding(AxisType.Auto))
     placed = jax.device_put(batch, sharding(AxisType.Explicit))
     partner, lam = np.arange(8) ^ 1, np.array([0.25, 0.75, 1, 0] * 2)
     box = np.array([[[1, 3], [2, 5]]] * 8)
+    words = jax.device_put(np.array([1, 2], np.uint32))
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    seedless = {name: value for name, value in batch.items() if name != "mix_seed"}
+    boxes = targets | {"boxes": gm.Boxes("rel_xyxy")}
+    own = {name: batch[name] for name in ("image", "depth", "bytes", "label", "volume")}
     out = {
+        "float map": gm.WeightMapMixBatch(fog, **options).map(batch),
+        "bool map": jax.jit(gm.WeightMapMixBatch(coins, **options).mix)(jax.device_put(batch)),
+        "boxes": gm.MixBatch(**options | {"targets": boxes}).map(batch),
+        "key": transform.mix(seedless, key=key),
+        "partner": gm.MixUpBatch(gm.Beta(2, 8), partner_key="o", **options).map(batch | {"o": own}),
         "map": transform.map(batch),
         "map, sharded": sharded.map(batch),
         "mix, explicit": jax.jit(transform.mix)(placed),
@@ -97,3 +133,32 @@ def test_without_jit(rng: np.random.Generator) -> None:
         assert actual[0][key].dtype == value.dtype
         rounding = 0 if value.dtype == np.uint8 else 1e-6
         np.testing.assert_allclose(actual[0][key], value, rtol=0, atol=rounding, err_msg=key)
+
+
+NOT_FINITE = pytest.mark.parametrize("name", ["debug_nans", "debug_infs"])
+
+
+@NOT_FINITE
+@pytest.mark.parametrize("first", [True, False], ids=["set before", "set after"])
+def test_images_may_hold_nan(name: str, first: bool, rng: np.random.Generator) -> None:
+    """Our call copies what it is given, in both orders of the setting and the first batch."""
+    batch = {
+        "image": np.full((4, 5, 3 + first, 1), np.nan, np.float32),
+        "mix_seed": rng.integers(2**32, size=4, dtype=np.uint32),
+    }
+    batch["image"][:, 0] = np.inf
+    transform = gm.MixUpBatch(0.3 + first, label_key=None, prob=0.5)
+    if not first:
+        transform.map(batch)
+    with setting(name):
+        assert np.isnan(transform.map(batch)["image"][:, 1:]).all()
+        assert np.isnan(np.asarray(transform.mix(batch)["image"])[:, 1:]).all()
+
+
+def test_weights_outside_are_our_error_under_debug_nans() -> None:
+    def wild(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+        return jnp.full(lengths, 2.0)
+
+    batch = {"image": np.zeros((4, 9, 8, 1), np.uint8), "mix_seed": np.arange(4, dtype=np.uint32)}
+    with setting("debug_nans"), pytest.raises(ValueError, match=r"weights from 2\.0 to 2\.0"):
+        gm.WeightMapMixBatch(wild, label_key=None).map(batch)

@@ -68,7 +68,7 @@ def test_unmixed_records_keep_every_bit(dtype: Any, rng: np.random.Generator) ->
 def test_gradients_go_to_the_pixels_that_are_shown(dtype: Any, rng: np.random.Generator) -> None:
     inside = rng.random((5, 7)) < 0.5
     x, y = (jnp.asarray(rng.normal(size=(5, 7)), dtype) for _ in range(2))
-    to_x, to_y = jax.grad(lambda x, y: _weigh.choose(inside, x, y).sum(), (0, 1))(x, y)
+    to_x, to_y = jax.grad(lambda x, y: _weigh.select(inside, y, x).sum(), (0, 1))(x, y)
     np.testing.assert_array_equal(to_x, ~inside)
     np.testing.assert_array_equal(to_y, inside)
 

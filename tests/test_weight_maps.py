@@ -1,6 +1,7 @@
 """Mixing by a map of weights: `WeightMapMixBatch`, and the recipes of the examples."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -181,10 +182,13 @@ def test_all_targets(rng: np.random.Generator) -> None:
     transform = gm.WeightMapMixBatch(
         coins,
         image_key=("image", "depth"),
-        label_key=("label", "age"),
-        num_classes=(5, None),
-        mask_key=("map", "flags"),
-        pair_keys=("caption",),
+        targets={
+            "label": gm.OneHot(5),
+            "age": gm.Soft(),
+            "map": gm.LabelMap(),
+            "flags": gm.ValueMap(),
+            "caption": gm.Pair(),
+        },
     )
     draw = transform.draw(batch["mix_seed"], batch["image"].shape)
     weights, lam = np.asarray(draw.weights), np.asarray(draw.lam)
@@ -194,10 +198,7 @@ def test_all_targets(rng: np.random.Generator) -> None:
     swapped = batch["age"].reshape(3, 2)[:, ::-1].ravel()
     np.testing.assert_allclose(mixed["age"], lam * batch["age"] + (1 - lam) * swapped, atol=1e-6)
     assert mixed["caption"].shape == (6, 2, 7)
-    np.testing.assert_array_equal(mixed["label_weight"], np.stack([lam, 1 - lam], axis=1))
-    sparse = gm.WeightMapMixBatch(coins, num_classes=5, sparse_labels=True).map(batch)
-    np.testing.assert_array_equal(sparse["label"][:, 0], batch["label"])
-    np.testing.assert_array_equal(sparse["label_weight"], mixed["label_weight"])
+    np.testing.assert_array_equal(mixed["caption_weight"], np.stack([lam, 1 - lam], axis=1))
 
 
 @pytest.mark.parametrize("kind", ["bool", pytest.param("float", marks=pytest.mark.slow)])
@@ -241,7 +242,7 @@ def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
         return np.asarray(transform.draw(seeds, (len(seeds), 30, 33, 3)).weights)
 
     expected = weights(seeds)
-    for size in (1, 7):
+    for size in (2, 7):
         for start in range(0, 21, 7):
             part = slice(start, start + size)
             np.testing.assert_array_equal(weights(seeds[part]), expected[part])
@@ -397,6 +398,82 @@ def test_another_result(
             call(batch)
 
 
+COUNTER = itertools.count()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda key, lam, lengths: np.random.random(lengths) < 0.5, "random number"),
+        (lambda key, lam, lengths: jnp.full(lengths, next(COUNTER) % 2 == 0), "a counter"),
+        (
+            lambda key, lam, lengths: jax.random.uniform(jax.random.key(next(COUNTER)), lengths),
+            "a counter",
+        ),
+    ],
+)
+def test_maps_that_change(function: Any, message: str, rng: np.random.Generator) -> None:
+    """Compiled once, such a map would be the same for all records, and another in each process."""
+    batch = batch_of(rng)
+    transform = gm.WeightMapMixBatch(function, num_classes=5)
+    for call in (
+        transform.map,
+        jax.jit(transform.mix),
+        lambda batch: transform.draw(batch["mix_seed"], batch["image"].shape),
+    ):
+        with pytest.raises(ValueError, match=rf"two programs.*{message}.*numbers from key"):
+            call(batch)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda key, lam, lengths: (
+            jnp.ones(lengths, bool) if lam > 0.5 else jnp.zeros(lengths, bool)
+        ),
+        lambda key, lam, lengths: jnp.arange(lengths[0] * lengths[1]).reshape(lengths) < int(lam),
+        lambda key, lam, lengths: np.full(lengths, np.asarray(lam)),
+        lambda key, lam, lengths: jnp.ones(lengths)[: round(float(lam))],
+    ],
+)
+def test_maps_that_cannot_be_compiled(function: Any, rng: np.random.Generator) -> None:
+    transform = gm.WeightMapMixBatch(function, num_classes=5)
+    for call in (transform.map, jax.jit(transform.mix)):
+        message = r"^WeightMapMixBatch: weight_map looks at values.*when it is compiled.*jnp\.where"
+        with pytest.raises(TypeError, match=message):
+            call(batch_of(rng))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripes:
+    """A map with a parameter."""
+
+    width: Any
+
+    def __call__(self, key: Any, lam: Any, lengths: Any) -> Any:
+        return jnp.broadcast_to(jnp.arange(lengths[1]) % 4 < self.width, lengths)
+
+
+def striped(width: int, key: Any, lam: Any, lengths: Any) -> Any:
+    return Stripes(width)(key, lam, lengths)
+
+
+def test_copies_of_partials_share_a_program(rng: np.random.Generator) -> None:
+    """A worker process unpickles a copy for each batch that it gets."""
+    from grain_mix import _mixing
+
+    transform = gm.WeightMapMixBatch(functools.partial(striped, 3), num_classes=5, prob=0.9876)
+    batch = batch_of(rng)
+    expected = transform.map(batch)["image"]
+    before = len(_mixing._programs)
+    for _ in range(3):
+        copy = pickle.loads(pickle.dumps(transform))
+        np.testing.assert_array_equal(copy.map(batch)["image"], expected)
+    assert len(_mixing._programs) == before
+    other = gm.WeightMapMixBatch(functools.partial(striped, 2), num_classes=5, prob=0.9876)
+    assert (other.map(batch)["image"] != expected).any()
+
+
 def test_what_floats_cannot_mix(rng: np.random.Generator) -> None:
     batch = batch_of(rng, dtype="bool") | {"map": np.zeros((8, 9, 7), np.uint8)}
     with pytest.raises(TypeError, match="'image' is bool; expected one of uint8"):
@@ -404,16 +481,12 @@ def test_what_floats_cannot_mix(rng: np.random.Generator) -> None:
     mixed = gm.WeightMapMixBatch(coins, num_classes=5).map(batch)
     assert mixed["image"].dtype == bool
     batch = batch_of(rng) | {"map": np.zeros((8, 9, 7), np.uint8)}
-    with pytest.raises(
-        TypeError, match=r"mask_key='map', but weight_map returns floats.*no average"
-    ):
-        gm.WeightMapMixBatch(fog, num_classes=5, mask_key="map").map(batch)
-    with pytest.raises(ValueError, match=r"boxes_key='boxes' with a weight map.*use CutMixBatch"):
-        gm.WeightMapMixBatch(coins, boxes_key="boxes", box_format="xyxy")
+    with pytest.raises(TypeError, match=r"'map' with a weight_map that returns float32.*no mean"):
+        gm.WeightMapMixBatch(fog, label_key=None, targets={"map": gm.LabelMap()}).map(batch)
     long = {"image": np.zeros((2, 2**12, 2**12), np.uint8)}
     long |= {"mix_seed": np.zeros(2, np.uint32)}
     with pytest.raises(ValueError, match=r"expected at most 16777215 pixels.*or return bool"):
-        gm.WeightMapMixBatch(fog, label_key=None).map(long)
+        gm.WeightMapMixBatch(fog, label_key=None, spatial_axes=(1, 2)).map(long)
 
 
 def test_is_a_value() -> None:
@@ -425,21 +498,33 @@ def test_is_a_value() -> None:
         "alpha": 1.0,
         "spatial_axes": (1,),
         "mode": "pair",
-        "mask_key": "map",
+        "valid_key": "real",
         "prob": 0.5,
     }.items():
         assert dataclasses.replace(transform, **{field: other}) != transform
 
 
-def test_specs() -> None:
+@pytest.mark.parametrize("shape", [(None, 8, 6, 3), (None, None, None, 3), (4, None, 6, 3)])
+def test_specs(shape: tuple[Any, ...]) -> None:
+    """Lengths that are unknown stay unknown."""
+    make = grain.experimental.ShapeDtypeStruct
     spec = {
-        "image": grain.experimental.ShapeDtypeStruct((None, 8, 6, 3), np.dtype("uint8")),
-        "label": grain.experimental.ShapeDtypeStruct((None,), np.dtype("int32")),
-        "mix_seed": grain.experimental.ShapeDtypeStruct((None,), np.dtype("uint32")),
+        "image": make(shape, np.dtype("uint8")),
+        "label": make(shape[:1], np.dtype("int32")),
+        "map": make(shape[:3], np.dtype("uint8")),
+        "boxes": make((*shape[:1], None, 4), np.dtype("float32")),
+        "mix_seed": make(shape[:1], np.dtype("uint32")),
     }
+    targets = {"label": gm.OneHot(5), "map": gm.LabelMap(), "boxes": gm.Boxes("rel_xyxy")}
+    out = gm.MixBatch(targets=targets).output_spec(spec)
+    assert out["image"].shape == shape
+    assert out["label"].shape == (*shape[:1], 5)
+    assert out["map"].shape == (shape[0], 2, *shape[1:3])
+    assert out["boxes"].shape == (shape[0], None, 4)
+    assert out["boxes_weight"].shape == (shape[0], None)
+    del spec["boxes"], spec["map"]
     out = gm.WeightMapMixBatch(fog, num_classes=5).output_spec(spec)
-    assert out["image"].shape == (None, 8, 6, 3)
-    assert out["label"].shape == (None, 5)
+    assert out["image"].shape == shape
 
 
 # --- the recipes, against NumPy -------------------------------------------------------------------

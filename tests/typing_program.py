@@ -1,5 +1,6 @@
 """A user's program that uses every public name, which mypy and pyright accept and Python runs."""
 
+import dataclasses
 from typing import Any
 
 import grain
@@ -42,7 +43,9 @@ first: int = paired[0].index
 seeded = RecordSeed("mix_seed", id_key=("label",), seed=3)
 mixup_batch = MixUpBatch(alpha=0.4, num_classes=16, label_smoothing=0.1, mode="pair")
 cutmix_batch = CutMixBatch(1.0, minmax=(0.2, 0.8), num_classes=16, prob=0.5)
-mix_batch = MixBatch(0.8, 1.0, switch_prob=0.5, image_key=("image",), sparse_labels=True)
+mix_batch = MixBatch(
+    0.8, 1.0, switch_prob=0.5, image_key=("image",), targets={"label": gm.Sparse(16)}
+)
 
 
 def halves(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
@@ -53,14 +56,35 @@ by_map = WeightMapMixBatch(halves, alpha=0.5, num_classes=16)
 
 detection = MixBatch(
     image_key="inputs/image",
-    label_key=None,
-    boxes_key="objects/bbox",
-    box_format="rel_yxyx",
-    box_keys=("objects/label",),
-    min_visible=0.2,
+    targets={
+        "objects/bbox": gm.Boxes("rel_yxyx", fields=("objects/label",), masks="m", min_visible=0.2)
+    },
 )
-segmentation = CutMixBatch(mask_key=("mask", "depth"), pair_keys=("caption",), label_key=None)
-several = MixUpBatch(image_key=0, label_key=(1, 2), num_classes=(16, None), valid_key=-2)
+segmentation = CutMixBatch(
+    targets={"mask": gm.LabelMap(), "depth": gm.ValueMap(axes=(1, 2)), "caption": gm.Pair()},
+    label_key=None,
+)
+several = MixUpBatch(
+    gm.Beta(2, 8),
+    image_key=0,
+    targets={1: gm.OneHot(16, smoothing=0.1), 2: gm.Soft(), 3: gm.MultiHot(union=True)},
+    valid_key=-2,
+    partner_key="other",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(gm.Target):
+    """A kind of one's own."""
+
+    adds = ("_weight",)
+
+    def mix(self, own: Any, partner: Any, draw: Draw, space: gm.Space) -> Any:
+        """Both, weighted; `space.axes` are those of the box."""
+        return {"": own | partner, "_weight": draw.own_weight(np.zeros(2))}
+
+
+own_kind = MixUpBatch(targets={"flags": Flags()}, label_key=None)
 
 loader = grain.DataLoader(
     data_source=Records(),
@@ -85,7 +109,8 @@ for transform in (mixup_batch, cutmix_batch):
 
 drawn: Draw = mixup_batch.draw(np.arange(4, dtype=np.uint32), (4, 8, 6, 3))
 lam: jax.Array = drawn.lam
-partner: jax.Array = drawn.partner
+partner = drawn.partner
+assert partner is not None
 images = np.zeros((4, 8, 6, 3), np.float32)
 blended: jax.Array = mixup(images, lam, partner)
 box = cutmix_batch.draw(np.arange(4, dtype=np.uint32), images.shape).box

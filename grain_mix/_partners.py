@@ -1,4 +1,4 @@
-"""Who is whose partner, and each record replaced by its partner."""
+"""Who is whose partner: the neighbour in the batch, and each record replaced by it."""
 
 from typing import Any
 
@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 # What the compilers for v5e, v5p and v6e estimate: a product with more records has more arithmetic
-# than a TPU does in the time that the bytes take; one of 32 bits with fewer moves more bytes than
-# a swap does.
+# than a TPU does in the time that the bytes take. Of 32 bits it gains too little.
 LARGEST_PRODUCT = 512
-SMALLEST_PRODUCT_OF_32_BITS = 128
 
 
 def partners(batch_size: int) -> np.ndarray:
@@ -33,14 +31,13 @@ def can_be_product(x: jax.Array) -> bool:
     Otherwise the product would need records of other devices. Inside `shard_map` it is known that
     they do; under a plain `jit` it is not.
     """
-    smallest = SMALLEST_PRODUCT_OF_32_BITS if x.dtype.itemsize == 4 else 2
-    pays = smallest <= len(x) <= LARGEST_PRODUCT
+    pays = x.dtype.itemsize < 4 and 2 <= len(x) <= LARGEST_PRODUCT
     return pays and jax.sharding.get_abstract_mesh().are_all_axes_manual
 
 
 @jax.custom_jvp
 def swap_by_product(x: jax.Array) -> jax.Array:
-    """`swap(x)` as a product with a permutation matrix, for TPUs.
+    """`swap(x)` of 8 or 16 bits as a product with a permutation matrix, for TPUs.
 
     TPUs keep the batch on the lanes of their vectors, and to reverse pairs of lanes they go
     through memory. Their matrix unit swaps on the way. The product takes the bits of `x` as whole
@@ -51,17 +48,17 @@ def swap_by_product(x: jax.Array) -> jax.Array:
     unsigned = jnp.dtype(f"uint{8 * size}")
     is_bool = x.dtype == jnp.bool_
     bits = x.astype(unsigned) if is_bool else jax.lax.bitcast_convert_type(x, unsigned)
-    if size == 1:
-        swapped = _product(bits, jnp.bfloat16, None)
-    elif size == 2:
-        wide = bits.astype(jnp.int32)
-        swapped = _product(wide, jnp.float32, jax.lax.Precision.HIGH)  # two factors of 8 bits
-    else:
-        low = _product((bits & 255).astype(jnp.int32), jnp.bfloat16, None)
-        upper = (bits >> 8).astype(jnp.int32)
-        high = _product(upper, jnp.float32, jax.lax.Precision.HIGHEST)  # three
-        swapped = high << 8 | low
-    swapped = swapped.astype(unsigned)
+    # 16 bits as two factors of 8.
+    dtype, precision = [(jnp.bfloat16, None), (jnp.float32, jax.lax.Precision.HIGH)][size - 1]
+    matrix = jnp.asarray(np.eye(len(x), dtype=np.float32)[partners(len(x))], dtype)
+    swapped = jax.lax.dot_general(
+        matrix,
+        bits.astype(jnp.int32).astype(dtype),
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    swapped = swapped.astype(jnp.int32).astype(unsigned)
     return swapped.astype(x.dtype) if is_bool else jax.lax.bitcast_convert_type(swapped, x.dtype)
 
 
@@ -69,16 +66,3 @@ def swap_by_product(x: jax.Array) -> jax.Array:
 def _swap_tangents(primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     return swap_by_product(x), swap(dx)
-
-
-def _product(numbers: jax.Array, dtype: Any, precision: Any) -> jax.Array:
-    """Whole numbers below 2²⁴, swapped, as `uint32`."""
-    matrix = jnp.asarray(np.eye(len(numbers), dtype=np.float32)[partners(len(numbers))], dtype)
-    swapped = jax.lax.dot_general(
-        matrix,
-        numbers.astype(dtype),
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    return swapped.astype(jnp.int32).astype(jnp.uint32)

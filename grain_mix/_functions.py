@@ -1,4 +1,4 @@
-"""The two formulas as functions with given parameters, and the checks of arrays."""
+"""The two formulas as functions with given parameters."""
 
 import functools
 from collections.abc import Sequence
@@ -10,13 +10,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from grain_mix import _place
-from grain_mix._axes import as_axes, axes_of
+from grain_mix._axes import as_axes, front_axes
 from grain_mix._calls import into_jax
-from grain_mix._errors import FLOATS, INTEGERS, describe, fail, is_array, native_fix
-from grain_mix._fields import has_values
+from grain_mix._dtypes import FLOATS, INTEGERS, check_pixels, native_fix
+from grain_mix._errors import describe, fail, is_array
+from grain_mix._fields import check_array, has_values
 from grain_mix._formula import blend
-
-AVERAGED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32")
 
 
 def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
@@ -104,29 +103,15 @@ def _cutmix(
     return mixed
 
 
-def check_dtype(where: str, key: str, dtype: Any, averaged: bool) -> None:
-    """Checks that JAX holds the dtype and, where a blend can occur, that it can be averaged."""
-    kind, allowed = str(dtype), AVERAGED if averaged else (*AVERAGED, "bool")
-    if kind in allowed:
-        return
-    if kind == "bool":
-        fix = "cast it to float32 or uint8, or use CutMixBatch, which copies"
-    elif kind in ("float64", "int64", "uint64"):
-        fix = f"JAX keeps 32 bits, so cast it before, .astype(np.{kind[:-2]}32)"
-    elif kind in ("complex64", "complex128"):
-        fix = "convert it to its magnitude, or to real and imaginary parts as channels"
-    else:
-        fix = native_fix(dtype) or "decode or convert it to one of these before Batch"
-    fail(TypeError, where, f"{key!r} is {dtype}", f"one of {', '.join(allowed)}", fix)
-
-
 def _check_arrays(where: str, images: Any, partner: Any, averaged: bool) -> None:
     for field, value in (("images", images), ("partner", partner)):
         if not is_array(value) or value.shape[:1] in ((), (0,)):
             fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
             came = f"{field} is {describe(value)}"
             fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
-    check_dtype(where, "images", images.dtype, averaged)
+        check_array(where, field, value)
+    if 0 not in images.shape:
+        check_pixels(where, "images", images, averaged)
     size = images.shape[0]
     if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
         fix = "pass the batch position of each record's partner"
@@ -163,8 +148,8 @@ def _check_box(
         fail(ValueError, where, f"box of shape {box.shape}", expected, fix)
     if axes is None:
         axes = tuple(range(1, 1 + box.shape[1]))
-    axes = as_axes(where, tuple(axes) if isinstance(axes, list) else axes)
-    front = axes_of(where, axes, "images", shape)
+    axes = as_axes(where, "spatial_axes", axes) or ()
+    front = front_axes(where, "spatial_axes", axes, "images", shape)
     if len(front) != box.shape[1]:
         came = f"spatial_axes={axes} for box of shape {box.shape}"
         fail(ValueError, where, came, f"{box.shape[1]} axes, one for each row of a box", fix)

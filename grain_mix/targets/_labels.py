@@ -1,0 +1,373 @@
+"""Kinds that speak of the whole image, and so weigh as its pixels do."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grain_mix._draw import Draw
+from grain_mix._dtypes import (
+    WIDE,
+    check_copied,
+    check_limits,
+    check_narrow,
+    is_float,
+    is_integer,
+    native_fix,
+)
+from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
+from grain_mix._formula import along
+from grain_mix._laws import check_number
+from grain_mix._weigh import weighted_mean
+from grain_mix.targets._target import Space, Target
+
+MOST_CLASSES = 2**31 - 1  # as int32 counts them
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class OneHot(Target):
+    """Class ids, which become one-hot and are averaged with the label weights.
+
+    In: integers `[B]` or `[B, 1]`, from 0 to below K. Out: `float32 [B, K]`, λ at the own class and
+    1-λ at the partner's. Under `jit`, where values are not known, an id out of range is not noticed
+    and becomes zeros.
+
+    Args:
+        num_classes: the number of classes, K.
+        smoothing: ε in [0, 1]: 1 - ε + ε/K and ε/K take the places of 1 and 0.
+
+    >>> import grain_mix as gm
+    >>> targets = {"breed": gm.OneHot(120), "coat": gm.OneHot(4, smoothing=0.1)}
+    >>> gm.MixUpBatch(targets=targets).targets["coat"]
+    OneHot(num_classes=4, smoothing=0.1)
+    """
+
+    num_classes: int
+    _: dataclasses.KW_ONLY
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_classes", check_count("OneHot", self.num_classes))
+        object.__setattr__(self, "smoothing", check_smoothing("OneHot", self.smoothing))
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Class ids in range."""
+        check_ids("OneHot", name, array, self.num_classes, space)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """λ at the own class, 1-λ at the partner's."""
+        classes = jnp.arange(self.num_classes, dtype=jnp.int32)[None, :]
+        x, y = (ids.reshape(-1, 1).astype(jnp.int32) == classes for ids in (own, partner))
+        return smoothed(mean(x, y, draw), self.smoothing, self.num_classes)
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class MultiHot(Target):
+    """Any number of classes for each image: zeros and ones, or probabilities, for each class.
+
+    In: numbers in [0, 1] of any dtype, `[B, K]`; where the transform cuts nothing also
+    `[B, ..., K]`. Out: `float32`, the same shape, averaged with the label weights.
+
+    Args:
+        smoothing: ε in [0, 1], towards 1/2: `y·(1-ε) + ε/2`, as in timm's `multi_label`.
+        union: `True`: not the mean, but the larger of those whose weight is above 0. What is in
+            either image is in the mixed one, as in audio tagging.
+
+    >>> import grain_mix as gm
+    >>> batch = {
+    ...     "image": np.zeros((2, 16000), np.float32),
+    ...     "label": np.array([[1, 0, 0], [0, 1, 0]]),
+    ...     "mix_seed": np.array([1, 2], np.uint32),
+    ... }
+    >>> gm.MixUpBatch(targets={"label": gm.MultiHot(union=True)}).map(batch)["label"].tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+    """
+
+    _: dataclasses.KW_ONLY
+    smoothing: float = 0.0
+    union: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "smoothing", check_smoothing("MultiHot", self.smoothing))
+        if not isinstance(self.union, bool):
+            came = f"union={quote(self.union)}"
+            fail(TypeError, "MultiHot", came, "True or False", "pass one of them")
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Numbers from 0 to 1 for each class."""
+        if isinstance(array, np.ndarray):
+            if array.dtype.kind != "b" and not (array.min() >= 0 and array.max() <= 1):
+                came = f"{name!r} from {array.min()} to {array.max()}"
+                fix = (
+                    "for class ids use OneHot or Sparse; give what is uncertain or missing a "
+                    "probability, and keep out of the loss what must not count"
+                )
+                fail(ValueError, "MultiHot", came, "0, 1 or probabilities", fix)
+            return
+        check_numbers("MultiHot", name, array)
+        came = f"{name!r} is {describe(array)}"
+        if len(array.shape) < 2 or 0 in array.shape:
+            fix = "for class ids [B] use OneHot; make lists of ids zeros and ones for each class"
+            fail(ValueError, "MultiHot", came, "[B, K]", fix)
+        if len(array.shape) > 2 and space.parts_pixels:
+            fix = "for numbers at each position use ValueMap, for class ids LabelMap"
+            fail(ValueError, "MultiHot", came, "[B, K] where an image is cut", fix)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """The mean, or the larger."""
+        if self.union:
+            x, y = own.astype(jnp.float32), partner.astype(jnp.float32)
+            lam = along(draw.lam, x)
+            union = jnp.maximum(
+                jnp.where(lam > 0, x, np.float32(0)), jnp.where(lam < 1, y, np.float32(0))
+            )
+            # As in a mean, NaN tells of a weight map outside [0, 1].
+            mixed = jnp.where(jnp.isnan(lam), lam, union)
+        else:
+            mixed = mean(own, partner, draw)
+        return smoothed(mixed, self.smoothing, 2)
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class Soft(Target):
+    """Floats that speak of the whole image: soft labels, regression, a teacher's outputs.
+
+    In: floats `[B, ...]`. Out: `float32`, averaged with the label weights.
+
+    Args:
+        smoothing: ε in [0, 1], towards 1/K, for `[B, K]`: `y·(1-ε) + ε/K`.
+
+    >>> import grain_mix as gm
+    >>> transform = gm.MixUpBatch(targets={"age": gm.Soft(), "label": gm.OneHot(10)})
+    """
+
+    _: dataclasses.KW_ONLY
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "smoothing", check_smoothing("Soft", self.smoothing))
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Floats."""
+        if isinstance(array, np.ndarray):
+            if str(array.dtype) in WIDE:
+                check_limits("Soft", name, array, float(np.finfo(np.float32).max))
+            return
+        check_numbers("Soft", name, array)
+        came = f"{name!r} is {describe(array)}"
+        if not is_float(array.dtype):
+            fix = "for class ids use OneHot or Sparse, for zeros and ones MultiHot; cast to float32"
+            fail(TypeError, "Soft", came, "floats", f"{fix} only where a mean means something")
+        if 0 in array.shape:
+            fail(ValueError, "Soft", came, "at least one number", "drop the field before Batch")
+        if self.smoothing and len(array.shape) != 2:
+            came += f" with smoothing={self.smoothing}"
+            fix = "pass smoothing=0, or labels [B, K]; for class ids use OneHot"
+            fail(ValueError, "Soft", came, "[B, K]", fix)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """The mean."""
+        return smoothed(
+            mean(own, partner, draw), self.smoothing, own.shape[-1] if self.smoothing else 1
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready(Soft):
+    """What `label_key` means without `num_classes`: labels `[B, K]` that are soft already.
+
+    Floats as `Soft`, and integers that are zeros and ones.
+    """
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Rows that have a mean, and nothing else that looks like it."""
+        came, where = f"{name!r} is {describe(array)}", "label_key"
+        if isinstance(array, np.ndarray):
+            if is_integer(array.dtype) and not ((array == 0) | (array == 1)).all():
+                came = f"{name!r} has integers from {array.min()} to {array.max()}"
+                fix = (
+                    "for class ids pass num_classes; lists of ids must become zeros and ones; say "
+                )
+                fix += "what is missing with targets= and gm.MultiHot() or gm.Soft()"
+                fail(ValueError, where, came, "zeros and ones", fix)
+            sums = array.sum(-1, dtype=np.float64) if self.smoothing else np.ones(1)
+            rounding = float(jnp.finfo(array.dtype).eps) if is_float(array.dtype) else 0.0
+            if np.abs(sums - 1).max() > max(1e-3, rounding):
+                came = f"{name!r} has rows with sums from {sums.min():g} to {sums.max():g}"
+                fix = "for several classes in one image pass targets="
+                fix += f"{{{name!r}: gm.MultiHot(smoothing={self.smoothing})}}"
+                fail(ValueError, where, f"{came}, with label_smoothing", "sums of 1", fix)
+            if is_float(array.dtype):
+                super().check(name, array, space)
+            return
+        check_numbers(where, name, array)
+        check_no_map(where, name, array, space)
+        expected = "class ids with num_classes, or soft labels [B, K]"
+        if len(array.shape) < 2:
+            fix = "for class ids pass num_classes=K"
+            if is_float(array.dtype):
+                fix = f"for other targets pass targets={{{name!r}: gm.Soft()}}; for class ids cast "
+                fix += "to integers and pass num_classes=K"
+            fail(ValueError, where, came, expected, fix)
+        if len(array.shape) > 2 or 0 in array.shape:
+            fix = f"say what it is: targets={{{name!r}: gm.Soft()}} averages over the whole image, "
+            fix += "gm.ValueMap() holds numbers for each position, gm.LabelMap() class ids"
+            fail(ValueError, where, came, expected, fix)
+        if not is_float(array.dtype) and array.shape[1] == 1:
+            fix = f"for class ids pass num_classes=K, else targets={{{name!r}: gm.MultiHot()}}"
+            fail(ValueError, where, came, expected, fix)
+        if is_integer(array.dtype) and isinstance(array, jax.Array):
+            fix = f"say what they are: targets={{{name!r}: gm.MultiHot()}} for zeros and ones, or "
+            fix += "cast to float32 what is gm.Soft()"
+            fail(TypeError, where, f"{came}, whose values are not known here", "floats", fix)
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class Sparse(Target):
+    """Class ids as pairs with weights, for K too large for `[B, K]`.
+
+    In: integers `[B]` or `[B, 1]`. Out: `int32 [B, 2]`, own and partner's, and `<name>_weight`
+    `float32 [B, 2]`, λ and 1-λ.
+
+    Args:
+        num_classes: K, which class ids must be below; `None`: they are not compared.
+
+    >>> import grain_mix as gm
+    >>> batch = {
+    ...     "image": np.zeros((2, 8, 8, 3), np.uint8),
+    ...     "label": np.array([7, 20000]),
+    ...     "mix_seed": np.array([1, 2], np.uint32),
+    ... }
+    >>> mixed = gm.MixUpBatch(targets={"label": gm.Sparse(21841)}).map(batch)
+    >>> mixed["label"].tolist(), mixed["label_weight"].shape
+    ([[7, 20000], [20000, 7]], (2, 2))
+    """
+
+    num_classes: int | None = None
+    adds: ClassVar[tuple[str, ...]] = ("_weight",)
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None:
+            object.__setattr__(self, "num_classes", check_count("Sparse", self.num_classes))
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Class ids in range."""
+        check_ids("Sparse", name, array, self.num_classes or MOST_CLASSES + 1, space)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """Both class ids, and their weights."""
+        own, partner = (ids.reshape(-1).astype(jnp.int32) for ids in (own, partner))
+        return Pair().mix_batch(own, partner, draw, space)
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class Pair(Target):
+    """Both values, with their weights: captions, token ids, sample weights, lengths.
+
+    In: any numbers `[B, ...]`. Out: `[B, 2, ...]`, own and partner's, and `<name>_weight`
+    `float32 [B, 2]`, λ and 1-λ. JAX holds 64 bits in 32, unless x64 is on: floats are rounded
+    then, and values that would change or become equal are errors.
+
+    >>> import grain_mix as gm
+    >>> transform = gm.CutMixBatch(num_classes=10, minmax=(0.2, 0.8))
+    >>> transform = gm.CutMixBatch(targets={"label": gm.OneHot(10), "caption": gm.Pair()})
+    """
+
+    adds: ClassVar[tuple[str, ...]] = ("_weight",)
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """Numbers that JAX holds."""
+        if isinstance(array, np.ndarray):
+            check_narrow("Pair", name, array)
+        else:
+            check_copied("Pair", name, array)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """Both, and their weights."""
+        weights = jnp.stack([draw.lam, 1 - draw.lam], axis=1)
+        return {"": jnp.stack([own, partner], axis=1), "_weight": weights}
+
+
+def mean(own: jax.Array, partner: jax.Array, draw: Draw) -> jax.Array:
+    """`λ·own + (1-λ)·partner` in `float32`."""
+    x, y = own.astype(jnp.float32), partner.astype(jnp.float32)
+    return weighted_mean(x, y, along(draw.lam, x))
+
+
+def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
+    """`y·(1-ε) + ε/K`.
+
+    Smoothing and mixing are both affine, so their order is free. In this order no compiler can
+    round differently for another size of the batch.
+    """
+    if not smoothing:
+        return mixed
+    return mixed * np.float32(1 - smoothing) + np.float32(smoothing / classes)
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def check_count(where: str, value: Any) -> int:
+    """Checks a number of classes."""
+    if not is_int(value) or not 0 < value <= MOST_CLASSES:
+        fix = "pass the number of classes; labels that are [B, K] already are Soft or MultiHot"
+        error = ValueError if is_int(value) else TypeError
+        fail(error, where, f"num_classes={quote(value)}", "an int above 0 (and an int32)", fix)
+    return int(value)
+
+
+def check_smoothing(where: str, value: Any) -> float:
+    """Checks a smoothing."""
+    return check_number(where, "smoothing", value, 1, "pass one like 0.1")
+
+
+def check_numbers(where: str, name: str, array: Any) -> None:
+    """Checks that a label consists of numbers."""
+    if not (is_integer(array.dtype) or is_float(array.dtype) or str(array.dtype) == "bool"):
+        fix = native_fix(array.dtype) or "encode it as numbers, or leave it out"
+        fail(TypeError, where, f"{name!r} is {describe(array)}", "numbers", fix)
+
+
+def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> None:
+    """Checks that a label holds class ids, from 0 to below `count`."""
+    if isinstance(array, np.ndarray):
+        # As unsigned, so that one pass tells of negative ones too.
+        if array.view(f"u{array.dtype.itemsize}").max() < count:
+            return
+        fix = "raise num_classes, or fix the labels (counted from 1? missing ones marked -1?)"
+        came = f"{name!r} from {array.min()} to {array.max()}"
+        fail(ValueError, where, came, f"class ids, 0 <= {name} < {count}", fix)
+    check_numbers(where, name, array)
+    came, expected = f"{name!r} is {describe(array)}", "class ids, integers [B] or [B, 1]"
+    if is_integer(array.dtype) and array.shape[1:] in ((), (1,)):
+        return
+    check_no_map(where, name, array, space)
+    if not is_integer(array.dtype):
+        fix = "labels that are soft already are gm.Soft(), zeros and ones gm.MultiHot(): say so "
+        fix += f"with targets={{{name!r}: ...}}, or leave num_classes out for [B, K]"
+        if len(array.shape) == 1:
+            fix = f"cast class ids to integers; other numbers are targets={{{name!r}: gm.Soft()}}"
+        fail(TypeError, where, came, expected, fix)
+    fix = "for several class ids in one image make them zeros and ones [B, K], as gm.MultiHot() "
+    fix += "takes them; class ids for each position are gm.LabelMap()"
+    fail(ValueError, where, came, expected, fix)
+
+
+def check_no_map(where: str, name: str, array: Any, space: Space) -> None:
+    """Refuses what has the image's lengths: it speaks of positions, not of the whole image."""
+    lengths = space.lengths
+    if space.parts_pixels and lengths and array.shape[1 : 1 + len(lengths)] == lengths:
+        fix = (
+            f"numbers for each position are targets={{{name!r}: gm.ValueMap()}}, class ids "
+            "gm.LabelMap(); what speaks of the whole image and has this shape by chance gm.Soft()"
+        )
+        came = f"{name!r} is {describe(array)}, as long as the image along the box"
+        fail(ValueError, where, came, "a label of the whole image", fix)

@@ -1,0 +1,124 @@
+"""Kinds that have a value for each position, and so are mixed where the image is."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from grain_mix._axes import as_axes, axes_in, front_axes
+from grain_mix._draw import Draw
+from grain_mix._dtypes import check_pixels
+from grain_mix._errors import describe, explains_mistakes, fail
+from grain_mix._formula import blend
+from grain_mix.targets._target import Space, Target
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class ValueMap(Target):
+    """Numbers for each position: depth, heat maps, labels for each frame.
+
+    In: `[B, ...]` of an image's dtype. Out: the same, mixed exactly as the image is: blended by
+    MixUp, cut by CutMix, weighed by a weight map.
+
+    Args:
+        axes: its axes that the box spans, in the order of the image's. `None`: the image's axes, or
+            1 to n in a field of n + 1 axes. The image's lengths along them, where there is a box or
+            a map.
+
+    >>> import grain_mix as gm
+    >>> transform = gm.CutMixBatch(targets={"label": gm.OneHot(10), "depth": gm.ValueMap()})
+    """
+
+    axes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """An image's dtype, and the image's lengths."""
+        if not isinstance(array, np.ndarray):
+            averaged = space.blends or (space.map is not None and space.map != np.bool_)
+            check_pixels("ValueMap", name, array, averaged)
+            axes_like_image("ValueMap", name, array, self.axes, space)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """As the image."""
+        axes = axes_like_image("ValueMap", "", own, self.axes, space)
+        return blend(own, draw.mixup_lam, draw.box, axes, weights=draw.weights, other=partner)
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class LabelMap(Target):
+    """Class ids for each position, which are never averaged: segmentation.
+
+    In: `[B, ...]` of an image's dtype, or `bool`. Out, from `CutMixBatch` and `bool` weight maps:
+    `[B, ...]`, cut as the image is. Out, from `MixUpBatch` and `MixBatch`: `[B, 2, ...]`, own (cut)
+    and partner's, and `<name>_weight` `float32 [B, 2]`: (1, 0) for a box, (λ, 1-λ) for a blend. For
+    each position the weighted maps are what the image shows.
+
+    Args:
+        axes: its axes that the box spans, as in `ValueMap`.
+
+    >>> import grain_mix as gm
+    >>> batch = {
+    ...     "image": np.zeros((2, 8, 8, 3), np.uint8),
+    ...     "map": np.arange(2, dtype=np.uint8).repeat(64).reshape(2, 8, 8),
+    ...     "mix_seed": np.array([1, 2], np.uint32),
+    ... }
+    >>> {k: v.shape for k, v in gm.MixBatch(targets={"map": gm.LabelMap()}).map(batch).items()}
+    {'image': (2, 8, 8, 3), 'map': (2, 2, 8, 8), 'map_weight': (2, 2)}
+    >>> gm.CutMixBatch(targets={"map": gm.LabelMap()}).map(batch)["map"].shape
+    (2, 8, 8)
+    """
+
+    axes: tuple[int, ...] | None = None
+    adds: ClassVar[tuple[str, ...]] = ("_weight",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
+
+    def check(self, name: str, array: Any, space: Space) -> None:
+        """An image's dtype, and the image's lengths."""
+        if isinstance(array, np.ndarray):
+            return
+        check_pixels("LabelMap", name, array, averaged=False)
+        axes_like_image("LabelMap", name, array, self.axes, space)
+        if space.map is not None and space.map != np.bool_:
+            came = f"{name!r} with a weight_map that returns {space.map}"
+            fix = "return bool, or use MixUpBatch, which keeps both maps with their weights"
+            fail(TypeError, "LabelMap", came, "bool, since class ids have no mean", fix)
+
+    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+        """Cut as the image is; where it may be blended, both."""
+        axes = axes_like_image("LabelMap", "", own, self.axes, space)
+        cut = blend(own, None, draw.box, axes, weights=draw.weights, other=partner)
+        if not space.blends:
+            return cut
+        lam: Any = draw.mixup_lam  # which a transform that blends always has
+        weights = jnp.stack([lam, 1 - lam], axis=1)
+        return {"": jnp.stack([cut, partner], axis=1), "_weight": weights}
+
+
+def axes_like_image(
+    where: str, name: str, array: Any, axes: tuple[int, ...] | None, space: Space
+) -> tuple[int, ...]:
+    """The axes of the box in a field, which must be as long as the image there."""
+    if not space.parts_pixels:
+        return ()
+    ndim = len(array.shape)
+    if axes is None:
+        axes = axes_in(ndim, space.axes)
+    elif len(axes) != len(space.axes):
+        came = f"axes={axes} for {name!r}, beside an image with spatial_axes={space.axes}"
+        fail(ValueError, where, came, f"{len(space.axes)} axes, in the image's order", "name them")
+    if max(axes) < ndim:
+        axes = front_axes(where, "axes", axes, name, array.shape)
+    if tuple(array.shape[axis] if axis < ndim else None for axis in axes) != space.lengths:
+        came = f"{name!r} is {describe(array)}, with the box along its axes {axes}"
+        expected = f"the image's lengths there, {list(space.lengths)}"
+        fix = f"resize it to match, since both are cut alike, or say its axes, gm.{where}(axes=...)"
+        fail(ValueError, where, came, expected, fix)
+    return axes

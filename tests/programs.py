@@ -1,0 +1,229 @@
+"""Programs that the fuzz tests try: a transform with the batches that it is made for.
+
+Each is drawn from its number: class, law, layout, dtypes, kinds of targets, partners, and method.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import reference
+from jax.sharding import NamedSharding, PartitionSpec
+
+import grain_mix as gm
+
+CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch, gm.WeightMapMixBatch]
+FLOATS = ["float16", "bfloat16", "float32"]
+DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", *FLOATS]
+IDS = ["int64", "int32", "uint8", "int8", "uint64"]
+LAYOUTS: list[Any] = [  # shape of a record, axes of its box
+    ((5, 4, 3), (1, 2)),
+    ((8, 4, 3), None),
+    ((3, 4, 5), (2, 3)),
+    ((3, 5, 4), (-1, -2)),
+    ((4, 8), (2, 1)),
+    ((9,), (1,)),
+    ((7, 2), (1,)),
+    ((3, 4, 2, 3), (1, 2, 3)),
+    ((1, 1, 1), (1, 2)),
+]
+SETTINGS = ["x64", "debug_nans", "rank_promotion", "dtype_promotion", "default_prng_impl"]
+SETTINGS += ["threefry_partitionable", "threefry_not_partitionable", "random_seed_offset"]
+K = 5
+
+
+def coins(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, lengths) < lam
+
+
+def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    return jnp.clip(jax.random.uniform(key, lengths, minval=-0.5, maxval=1) + lam, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Points(gm.Target):
+    """Points in pixels, each with the weight of its pixel, and what is known of each: in pairs."""
+
+    about: str
+    adds = ("_weight",)
+    positions = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.about,)
+
+    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        pairs = {name: jnp.stack([own[name], partner[name]]) for name in own}
+        weights = draw.own_weight(own[""]), 1 - draw.own_weight(partner[""])
+        return {**pairs, "_weight": jnp.stack(weights)}
+
+    def check(self, name: str, array: Any, space: gm.Space) -> None:
+        fits = array.shape[2:] == (len(space.axes),) and str(array.dtype) in ("float32", "int32")
+        if not fits or (isinstance(array, np.ndarray) and not np.isfinite(array).all()):
+            raise ValueError(f"Points: {name!r}; expected points; leave them out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    transform: Any
+    fields: dict[str, tuple[str, tuple[int, ...], str]]  # content, shape of a record, dtype
+    size: int
+    method: str
+    key: Any
+    setting: str
+
+    def batch(self, rng: np.random.Generator, special: bool) -> dict[str, np.ndarray]:
+        return {
+            name: values(rng, content, (self.size, *shape), dtype, special)
+            for name, (content, shape, dtype) in self.fields.items()
+        }
+
+    def run(self, batch: Any, compiled: bool) -> Any:
+        if self.method in ("map", "sharded"):
+            return self.transform.map(batch)
+        mix = jitted(self.transform) if compiled else self.transform.mix
+        return mix(batch) if self.key is None else mix(batch, key=self.key)
+
+
+@functools.cache
+def jitted(transform: Any) -> Any:
+    return jax.jit(transform.mix)
+
+
+def values(
+    rng: np.random.Generator, content: str, shape: tuple[int, ...], dtype: str, special: bool
+) -> np.ndarray:
+    floats, made = "float" in dtype, jnp.dtype(dtype)
+    if content == "ids":
+        return rng.integers(K, size=shape).astype(made)
+    if content == "rows":  # that sum to 1
+        x = (
+            rng.dirichlet(np.ones(K), shape[0])
+            if floats
+            else np.eye(K)[rng.integers(K, size=shape[0])]
+        )
+        return x.astype(made)
+    if content == "chances" or dtype == "bool":
+        return (rng.random(shape) if floats else rng.integers(2, size=shape)).astype(made)
+    if content == "points":  # in an image of this shape
+        return (rng.random((shape[0], 4, len(shape) - 1)) * shape[1:]).astype(made)
+    if "xy" in content:  # boxes of this format that end on pixels or halves, up to one outside
+        steps, least = 2 if floats else 1, 0 if dtype.startswith("u") else -1
+        most = (np.array(shape[1:]) + 1) * steps
+        corners = rng.integers(least * steps, most, (shape[0], 3, 2, 2), endpoint=True) / steps
+        corners[:, 0] = (0, 0), shape[1:]
+        return reference.boxes_of(np.sort(corners, axis=2), content, shape[1:]).astype(made)
+    if not floats:
+        info = np.iinfo("int32" if dtype == "int64" else dtype)
+        x = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        return np.where(rng.random(shape) < 0.2, info.max, x).astype(made) if special else x
+    x = rng.normal(size=shape).astype(made)
+    odd = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 65504]).astype(made)
+    return np.where(rng.random(shape) < 0.3 * special, rng.choice(odd, shape), x)
+
+
+@functools.cache
+def program(index: int) -> Program:
+    rng = np.random.default_rng(index)
+
+    def one(*options: Any) -> Any:
+        return options[rng.integers(len(options))]
+
+    cls: Any = CLASSES[index % 4]
+    method, setting = one("map", "map", "mix", "key", "sharded"), one(*SETTINGS)
+    weight_map, (shape, axes) = one(coins, fog), one(*LAYOUTS)
+    brings = rng.random() < 0.3
+    own: dict[str, Any] = {"prob": one(1.0, 1.0, 0.5, 0.0), "spatial_axes": axes}
+    own["mode"] = one("elem", "batch") if brings else one("elem", "pair", "batch")
+    for name in [f.name for f in dataclasses.fields(cls)]:
+        if name.endswith("alpha"):
+            own[name] = one(0.2, 1.0, 8, np.float32(0.7), gm.Beta(2, 8), gm.Beta(3, 0.3))
+        if name.endswith("minmax"):
+            own[name] = one(None, None, (0.2, 0.9))
+    if cls is gm.WeightMapMixBatch:
+        own["weight_map"] = weight_map
+    copies = cls is gm.CutMixBatch or own.get("weight_map") is coins
+    dtypes = [*DTYPES, *["bool"] * copies]
+    fields: dict[str, Any] = {"image": ("any", shape, one(*dtypes))}
+    if rng.random() < 0.3:
+        own["image_key"] = ("image", "depth")
+        fields["depth"] = ("any", shape, one(*dtypes))
+    if rng.random() < 0.25:  # the short form
+        classes = one(K, None)
+        own |= {"num_classes": classes, "label_smoothing": one(0.0, 0.1)}
+        soft = [*FLOATS, "float64", "bool", *([] if method in ("mix", "key") else ["uint8"])]
+        fields["label"] = ("rows", (K,), one(*soft))
+        if classes is not None:
+            fields["label"] = ("ids", one((), (1,)), one(*IDS))
+    else:
+        kinds = kinds_for(one, cls, copies, shape, axes or (1, 2))
+        chosen = [name for name in kinds if rng.random() < 0.4]
+        own |= {"label_key": one(None, "label"), "targets": {n: kinds[n][0] for n in chosen}}
+        for name in chosen:
+            _, content, of_record, dtypes, *more = kinds[name]
+            fields[name] = (content, of_record, one(*dtypes))
+            fields |= dict(*more)
+    if rng.random() < 0.3:
+        own["valid_key"] = "valid"
+        fields["valid"] = ("any", (), "bool")
+    if brings:
+        own["partner_key"] = "other"
+        fields |= {f"other/{n}": x for n, x in fields.items() if n != "valid" or one(True, False)}
+    slices, size = one(1, 2, 4), one(1, 2, 3, 4, 7)
+    if method == "sharded":
+        size = slices * (one(1, 2, 3) if brings else 2)
+        mesh = jax.make_mesh((slices,), ("data",), devices=jax.devices()[:slices])
+        own["sharding"] = NamedSharding(mesh, PartitionSpec("data"))
+    key = None
+    if method == "key":
+        key = one(jax.random.PRNGKey, functools.partial(jax.random.key, impl="rbg"))(index % 1000)
+    else:
+        fields["mix_seed"] = ("any", (), "uint32")
+    return Program(cls(**own), fields, size, method, key, setting)
+
+
+def kinds_for(
+    one: Any, cls: Any, copies: bool, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> dict[str, tuple[Any, ...]]:
+    """Of each field its kind, content, shape and possible dtypes, and further fields."""
+    front = [axis % (len(shape) + 1) for axis in axes]
+    lengths, sides = (tuple(shape[axis - 1] for axis in each) for each in (front, sorted(front)))
+    n, parts, by_map = len(axes), cls is not gm.MixUpBatch, cls is gm.WeightMapMixBatch
+    smooth, column = one(0.0, 0.2), one((), (1,))
+    layouts = [(None, shape), (None, sides), (tuple(range(n + 1, 1, -1)), (2, *lengths[::-1]))]
+    layouts += [] if parts else [(None, (3,))]
+    (of_values, values_shape), (of_ids, ids_shape) = one(*layouts), one(*layouts)
+    hot, tags = (
+        gm.OneHot(K, smoothing=smooth),
+        gm.MultiHot(smoothing=smooth, union=one(False, True)),
+    )
+    seen = {"seen": ("any", one((4,), ()), one("bool", "int32"))}
+    numbers, many = [*FLOATS, "float64"], one((6,), (), (2, 3))
+    kinds: dict[str, tuple[Any, ...]] = {
+        "label": (hot, "ids", column, IDS),
+        "tags": (tags, "chances", (K,) if parts else one((K,), (2, K)), [*numbers, *IDS, "bool"]),
+        "soft": (gm.Soft(smoothing=smooth), "any", (K,) if smooth else many, numbers),
+        "breed": (gm.Sparse(one(None, K)), "ids", column, IDS),
+        "caption": (gm.Pair(), "any", many, [*numbers, "int64", "bool"]),
+        "heat": (gm.ValueMap(of_values), "any", values_shape, [*DTYPES, *["bool"] * copies]),
+        "points": (Points("seen"), "points", lengths, ["float32", "int32"], seen),
+    }
+    if copies or not by_map:
+        kinds["classes"] = (gm.LabelMap(of_ids), "any", ids_shape, [*DTYPES, "bool"])
+    if n == 2 and not by_map:
+        formats = ["xyxy", "yxyx", "xywh"]
+        dtypes = one(FLOATS, ["int32", "uint8", "int64"])
+        if dtypes is FLOATS:
+            formats += ["center_xywh"]
+            # Fractions with which float32 computes exactly, so that the oracle need not round.
+            exact = all(side & (side - 1) == 0 for side in sides)
+            formats += [f"rel_{name}" for name in formats] if exact else []
+        masks, box_format = one(None, "masks"), one(*formats)
+        kind = gm.Boxes(box_format, fields=("class",), masks=masks, min_visible=one(0, 0.1, 0.5))
+        more = {"class": ("any", one((3,), (3, 2)), one("int64", "float32"))}
+        more |= {"masks": ("any", (3, *sides), one("bool", "uint8"))} if masks else {}
+        kinds["boxes"] = (kind, box_format, sides, dtypes, more)
+    return kinds

@@ -1,0 +1,701 @@
+"""What a field says about the image: every kind against a loop over records in plain NumPy."""
+
+import ast
+import collections
+import dataclasses
+import functools
+import pickle
+import zlib
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import KINDS
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import grain_mix as gm
+from grain_mix import _fields
+
+SIZE, HEIGHT, WIDTH = 8, 12, 10
+
+
+def make_batch(rng: np.random.Generator, **fields: Any) -> dict[str, Any]:
+    return {
+        "image": rng.integers(256, size=(SIZE, HEIGHT, WIDTH, 3), dtype=np.uint8),
+        "mix_seed": rng.integers(2**32, size=SIZE, dtype=np.uint32),
+        **fields,
+    }
+
+
+def over(count: int) -> NamedSharding:
+    mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count])
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def everywhere(transform: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What `map` gives, after seeing that `jit`, two devices and a copy of it give the same."""
+    mixed: dict[str, np.ndarray] = transform.map(batch)
+    others = [
+        jax.jit(transform.mix)(batch),
+        dataclasses.replace(transform, sharding=over(2)).map(batch),
+        pickle.loads(pickle.dumps(transform)).map(batch),
+    ]
+    for other in others:
+        assert other.keys() == mixed.keys()
+        for name, value in mixed.items():
+            assert other[name].dtype == value.dtype, name
+            np.testing.assert_array_equal(np.asarray(other[name]), value, name)
+    return mixed
+
+
+TRANSFORMS = [gm.MixUpBatch(0.8), gm.CutMixBatch(), gm.MixBatch(prob=0.8)]
+
+
+def of(transform: Any, targets: Any, **options: Any) -> Any:
+    return dataclasses.replace(transform, targets=targets, label_key=None, **options)
+
+
+# --- kinds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+def test_kinds_of_the_whole_image(transform: Any, rng: np.random.Generator) -> None:
+    batch = make_batch(
+        rng,
+        ids=rng.integers(7, size=SIZE),
+        column=rng.integers(7, size=(SIZE, 1), dtype=np.uint8),
+        tags=rng.integers(2, size=(SIZE, 5), dtype=np.int8),
+        age=rng.normal(size=SIZE),
+        soft=rng.dirichlet(np.ones(4), size=SIZE).astype(np.float32),
+        many=rng.integers(2**31, size=SIZE),
+        caption=rng.integers(999, size=(SIZE, 6), dtype=np.int32),
+    )
+    targets = {
+        "ids": gm.OneHot(7),
+        "column": gm.OneHot(7, smoothing=0.1),
+        "tags": gm.MultiHot(smoothing=0.2),
+        "age": gm.Soft(),
+        "soft": gm.Soft(smoothing=0.1),
+        "many": gm.Sparse(),
+        "caption": gm.Pair(),
+    }
+    transform = of(transform, targets)
+    mixed = everywhere(transform, batch)
+    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
+    for i in range(SIZE):
+        j, lam = i ^ 1, float(draw.lam[i])
+
+        def mean(own: Any, other: Any, lam: float = lam) -> Any:
+            return lam * np.asarray(own, np.float64) + (1 - lam) * np.asarray(other, np.float64)
+
+        hot = np.eye(7)
+        expected = {
+            "ids": mean(hot[batch["ids"][i]], hot[batch["ids"][j]]),
+            "column": mean(hot[batch["column"][i, 0]], hot[batch["column"][j, 0]]) * 0.9 + 0.1 / 7,
+            "tags": mean(batch["tags"][i], batch["tags"][j]) * 0.8 + 0.1,
+            "age": mean(batch["age"][i], batch["age"][j]),
+            "soft": mean(batch["soft"][i], batch["soft"][j]) * 0.9 + 0.1 / 4,
+        }
+        for name, value in expected.items():
+            assert mixed[name].dtype == np.float32
+            np.testing.assert_allclose(mixed[name][i], value, rtol=1e-6, atol=1e-7, err_msg=name)
+        for name in ("many", "caption"):
+            np.testing.assert_array_equal(mixed[name][i], batch[name][[i, j]], name)
+            np.testing.assert_array_equal(mixed[f"{name}_weight"][i], np.float32([lam, 1 - lam]))
+    assert mixed["many"].dtype == np.int32
+
+
+def test_union_of_tags(rng: np.random.Generator) -> None:
+    """What is in either clip is in the mixed one, and nothing of a clip that weighs nothing."""
+    batch = make_batch(rng, tags=rng.random((SIZE, 5)).astype(np.float32))
+    transform = of(gm.MixUpBatch(prob=0.5), {"tags": gm.MultiHot(union=True)})
+    mixed = everywhere(transform, batch)
+    lam = np.asarray(transform.draw(batch["mix_seed"], batch["image"].shape).lam)
+    tags, other = batch["tags"], batch["tags"].reshape(-1, 2, 5)[:, ::-1].reshape(-1, 5)
+    mixes = (lam < 1)[:, None]
+    assert mixes.any()
+    assert not mixes.all()
+    np.testing.assert_array_equal(mixed["tags"], np.where(mixes, np.maximum(tags, other), tags))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+def test_kinds_for_each_position(transform: Any, rng: np.random.Generator) -> None:
+    """Value maps are what an image of the same numbers would be; label maps are never averaged."""
+    heat = rng.normal(size=(SIZE, HEIGHT, WIDTH)).astype(np.float32)
+    batch = make_batch(
+        rng,
+        image=rng.integers(256, size=(SIZE, 3, HEIGHT, WIDTH), dtype=np.uint8),
+        heat=heat,
+        turned=np.ascontiguousarray(heat.transpose(0, 2, 1)),
+        classes=rng.integers(9, size=(SIZE, HEIGHT, WIDTH), dtype=np.uint8),
+    )
+    targets = {
+        "heat": gm.ValueMap(),
+        "turned": gm.ValueMap(axes=(2, 1)),
+        "classes": gm.LabelMap(),
+    }
+    transform = of(transform, targets, spatial_axes=(2, 3))
+    mixed = everywhere(transform, batch)
+    alone = dataclasses.replace(transform, targets=None, image_key="heat", spatial_axes=(1, 2)).map(
+        {"heat": heat, "mix_seed": batch["mix_seed"]}
+    )
+    np.testing.assert_array_equal(mixed["heat"], alone["heat"])
+    np.testing.assert_array_equal(mixed["turned"].transpose(0, 2, 1), alone["heat"])
+    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
+    own = batch["classes"]
+    other = own[np.arange(SIZE) ^ 1]
+    inside = np.zeros(own.shape, bool)
+    for i, box in enumerate([] if draw.box is None else np.asarray(draw.box)):
+        inside[i, box[0, 0] : box[0, 1], box[1, 0] : box[1, 1]] = True
+    cut = np.where(inside, other, own)
+    if isinstance(transform, gm.CutMixBatch):
+        np.testing.assert_array_equal(mixed["classes"], cut)
+        return
+    np.testing.assert_array_equal(mixed["classes"], np.stack([cut, other], axis=1))
+    lam = np.asarray(draw.mixup_lam)
+    np.testing.assert_array_equal(mixed["classes_weight"], np.stack([lam, 1 - lam], axis=1))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "both"])
+def test_weighted_label_maps_are_what_the_image_shows(kind: str, rng: np.random.Generator) -> None:
+    """The image is the one-hot map, so that the weighted maps must give it back."""
+    size = 2501
+    maps = rng.integers(0, 7, (size, 6, 5)).astype(np.int32)
+    image = np.eye(7, dtype=np.float32)[maps]
+    batch = {
+        "image": image,
+        "mask": maps,
+        "more": {"mask": maps[..., None].astype(np.uint8)},
+        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
+    }
+    targets = {"mask": gm.LabelMap(), "more/mask": gm.LabelMap()}
+    transform = KINDS[kind](targets=targets, prob=0.8, spatial_axes=(1, 2))
+    mixed = transform.map(batch)
+    weights, masks = mixed["mask_weight"], mixed["mask"]
+    assert masks.shape == (size, 2, 6, 5)
+    assert weights.dtype == np.float32
+    shown = (np.eye(7)[masks] * weights[:, :, None, None, None]).sum(axis=1)
+    np.testing.assert_allclose(mixed["image"], shown, atol=1e-6)
+    assert mixed["more"]["mask"].dtype == np.uint8
+    np.testing.assert_array_equal(mixed["more"]["mask"][..., 0], masks)
+    np.testing.assert_array_equal(mixed["more"]["mask_weight"], weights)
+    assert ((weights > 0) & (weights < 1)).any()
+
+
+def test_labels_for_each_frame_are_cut_with_time(rng: np.random.Generator) -> None:
+    batch = {
+        "image": rng.normal(size=(SIZE, 20)).astype(np.float32),
+        "frames": np.arange(SIZE, dtype=np.float32).repeat(60).reshape(SIZE, 20, 3),
+        "mix_seed": rng.integers(2**32, size=SIZE, dtype=np.uint32),
+    }
+    transform = of(gm.CutMixBatch(), {"frames": gm.ValueMap()}, spatial_axes=(1,))
+    mixed = everywhere(transform, batch)
+    own = mixed["frames"][..., 0] == np.arange(SIZE)[:, None]
+    np.testing.assert_allclose(own.mean(1), transform.draw(batch["mix_seed"], (SIZE, 20)).lam)
+
+
+# --- a user's own kind --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Keypoints(gm.Target):
+    """Points `[K, 2]`, rows first, in pixels; what is hidden is not visible any more."""
+
+    flags: str
+    adds = ("_weight",)
+    positions = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.flags,)
+
+    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        assert len(space.axes) == 2
+        points = jnp.concatenate([own[""], partner[""]])
+        flags = jnp.concatenate([own[self.flags], partner[self.flags]])
+        weight = jnp.concatenate([draw.own_weight(own[""]), 1 - draw.own_weight(partner[""])])
+        return {"": points, self.flags: flags & (weight > 0), "_weight": weight}
+
+    def check(self, name: str, array: Any, space: gm.Space) -> None:
+        if array.shape[2:] != (2,):
+            raise ValueError(f"{name!r} is no points")
+        if isinstance(array, np.ndarray) and (array < 0).any():
+            raise ValueError(f"{name!r} below 0")
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+def test_a_users_own_kind(transform: Any, rng: np.random.Generator) -> None:
+    points = (rng.random((SIZE, 6, 2)) * [HEIGHT, WIDTH]).astype(np.float32)
+    batch = make_batch(rng, points=points, seen=rng.random((SIZE, 6)) < 0.8)
+    transform = of(transform, {"points": Keypoints("seen")})
+    mixed = everywhere(transform, batch)
+    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
+    for i in range(SIZE):
+        for side, (j, offset) in enumerate(((i, 0), (i ^ 1, 6))):
+            for k, (y, x) in enumerate(points[j]):
+                weight = 1.0 if draw.mixup_lam is None else float(draw.mixup_lam[i])
+                if draw.box is not None:
+                    (top, bottom), (left, right) = np.asarray(draw.box[i])
+                    weight = 0.0 if top <= y < bottom and left <= x < right else weight
+                weight = 1 - weight if side else weight
+                assert mixed["points_weight"][i, offset + k] == np.float32(weight)
+                assert mixed["seen"][i, offset + k] == (batch["seen"][j, k] and weight > 0)
+    np.testing.assert_array_equal(mixed["points"][:, :6], points)
+
+
+def test_own_weight_is_the_pixels_weight(rng: np.random.Generator) -> None:
+    """Images of 1 with partners of 0 show each pixel's own weight."""
+
+    def stripes(key: Any, lam: Any, lengths: tuple[int, ...]) -> Any:
+        return jax.random.uniform(key, lengths)
+
+    image = np.float32([1, 0] * 4)[:, None, None, None] * np.ones((1, HEIGHT, WIDTH, 1), np.float32)
+    seeds = rng.integers(2**32, size=SIZE, dtype=np.uint32)
+    pixels = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1)
+    points = np.broadcast_to(pixels, (SIZE, *pixels.shape))
+    for transform in (*TRANSFORMS, gm.WeightMapMixBatch(stripes)):
+        transform = dataclasses.replace(transform, label_key=None)
+        shown = transform.map({"image": image, "mix_seed": seeds})["image"][..., 0]
+        weight = transform.draw(seeds, image.shape).own_weight(points + rng.random())
+        np.testing.assert_allclose(shown[::2], weight[::2], atol=1e-6)
+
+
+def test_mistakes_in_a_users_own_kind(rng: np.random.Generator) -> None:
+    class Melted(gm.Target):
+        def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+            return own
+
+    @dataclasses.dataclass(frozen=True)
+    class Listed(Melted):
+        names: Any = ()
+
+    @dataclasses.dataclass(frozen=True)
+    class Adds(gm.Target):
+        result: Any
+
+        def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+            return self.result(own, draw)
+
+    for kind, message in (
+        (Melted(), "frozen dataclass, which cannot change; decorate class Melted"),
+        (Listed(["a"]), "no hash.*no lists"),
+        (gm.OneHot, "a class.*OneHot\\(...\\), with brackets"),
+        ("onehot", "a kind of target.*gm.OneHot"),
+        (dataclasses.make_dataclass("Empty", [], bases=(gm.Target,), frozen=True)(), "has no mix"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            gm.MixUpBatch(targets={"age": kind})
+    batch = make_batch(rng, age=rng.random((SIZE, 3)).astype(np.float32))
+    for function, error, message in (
+        (lambda own, draw: {"": own, "_more": own}, KeyError, "_more.*adds ="),
+        (lambda own, draw: {}, KeyError, "'' among them"),
+        (
+            lambda own, draw: own if draw.lam > 0.5 else 0 * own,
+            TypeError,
+            "Adds.mix looks.*jnp.where",
+        ),
+        (lambda own, draw: own * np.random.rand(), ValueError, "Adds.mix gave two programs"),
+    ):
+        with pytest.raises(error, match=message):
+            of(gm.MixUpBatch(), {"age": Adds(function)}).map(batch)
+    keypoints = of(gm.MixUpBatch(), {"age": Keypoints("seen")})
+    with pytest.raises(ValueError, match="'age' is no points"):
+        keypoints.map({**batch, "seen": batch["age"] > 0.5})
+    points = -np.ones((SIZE, 3, 2), np.float32)
+    with pytest.raises(ValueError, match="'age' below 0"):
+        keypoints.map({**batch, "age": points, "seen": batch["age"] > 0.5})
+
+
+def keeps(own: Any, draw: Any) -> Any:
+    return own
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(gm.Target):
+    """What a function makes of a record's own value."""
+
+    function: Any = keeps
+
+    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+        return self.function(own, draw)
+
+
+def test_what_enters_a_users_own_kind(rng: np.random.Generator) -> None:
+    """Never more than 32 bits, and nothing that these do not hold."""
+    mix = of(gm.MixUpBatch(), {"a": Own()})
+    for values, message in (
+        (np.arange(SIZE) + 2**40, "int32 tells apart"),
+        (np.arange(SIZE) + 1.7e9, "float32 tells apart"),
+        (np.array(["x"] * SIZE), "'a' is <U1.*numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^Own: .*{message}"):
+            mix.map(make_batch(rng, a=values))
+    halves = of(gm.MixUpBatch(), {"a": Own(lambda own, draw: own * draw.lam)})
+    batch = make_batch(rng, a=rng.random((SIZE, 2)))
+    expected = halves.map(batch)["a"]
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(halves.map(batch)["a"], expected, strict=True)
+    boxed = of(gm.MixUpBatch(), {"a": Own(lambda own, draw: own * draw.box[0, 0])})
+    with pytest.raises(TypeError) as error:
+        boxed.map(batch)
+    assert "draw.own_weight(points) works under all" in "".join(error.value.__notes__)
+
+
+def test_points_that_do_not_fit() -> None:
+    draw = gm.CutMixBatch().draw(np.arange(SIZE, dtype=np.uint32), (SIZE, HEIGHT, WIDTH, 3))
+    with pytest.raises(ValueError, match=r"^Draw.own_weight: points is .*expected \[\.\.\., 2\]"):
+        draw.own_weight(np.zeros((SIZE, 5, 3)))
+    with pytest.raises(ValueError, match=r"^Draw.own_weight: .*draw of 8 records.*jax.vmap"):
+        draw.own_weight(np.zeros((5, 2)))
+
+
+def test_wrong_arguments_of_a_kind() -> None:
+    with pytest.raises(TypeError, match=r"^OneHot: 2 parameters without a name.*smoothing"):
+        gm.OneHot(10, 0.1)  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"'label_smoothing'.*did you mean 'smoothing'"):
+        gm.OneHot(10, label_smoothing=0.1)  # type: ignore[call-arg]
+
+
+# --- nothing is guessed -------------------------------------------------------------------------
+
+MASK = np.zeros((SIZE, HEIGHT, WIDTH), np.uint8)
+CUT = functools.partial(gm.CutMixBatch)
+MIXUP = functools.partial(gm.MixUpBatch)
+
+
+@pytest.mark.parametrize(
+    ("transform", "fields", "message"),
+    [
+        # A target for each position, given as a label.
+        (CUT(), {"label": MASK.astype(np.float32)}, "gm.ValueMap.*gm.LabelMap"),
+        (CUT(num_classes=9), {"label": MASK}, "gm.ValueMap.*gm.LabelMap"),
+        (MIXUP(), {"label": MASK}, "gm.ValueMap.*gm.LabelMap"),
+        (MIXUP(num_classes=9), {"label": MASK}, "gm.LabelMap"),
+        # Several ids, in a list or as a matrix.
+        (MIXUP(num_classes=100), {"label": np.ones((SIZE, 5), int)}, "several class ids.*MultiHot"),
+        (MIXUP(), {"label": np.full((SIZE, 5), 7)}, "num_classes; lists of ids"),
+        (MIXUP(), {"label": np.full((SIZE, 5), -1)}, "integers from -1 to -1.*missing"),
+        (MIXUP(), {"label": np.ones((SIZE, 1), int)}, "num_classes=K, else.*MultiHot"),
+        (MIXUP(targets={"label": gm.MultiHot()}), {"label": np.full((SIZE, 5), -1)}, "from -1 to"),
+        (MIXUP(targets={"label": gm.MultiHot()}), {"label": np.full((SIZE, 5), 2.0)}, "from 2.0"),
+        (MIXUP(targets={"label": gm.MultiHot()}), {"label": np.arange(SIZE)}, "OneHot"),
+        (CUT(targets={"label": gm.MultiHot()}), {"label": np.ones((SIZE, 3, 4))}, "ValueMap"),
+        (MIXUP(targets={"label": gm.Soft()}), {"label": np.arange(SIZE)}, "OneHot or Sparse"),
+        (MIXUP(targets={"label": gm.Soft(smoothing=0.1)}), {"label": np.ones(SIZE)}, "smoothing=0"),
+        # Soft labels, where class ids were said.
+        (MIXUP(num_classes=5), {"label": np.ones((SIZE, 5))}, "leave num_classes out"),
+        (MIXUP(num_classes=5), {"label": np.ones(SIZE)}, "cast class ids to integers"),
+        (MIXUP(), {"label": np.ones(SIZE)}, "gm.Soft()"),
+        (MIXUP(), {"label": np.arange(SIZE)}, "pass num_classes=K"),
+        (MIXUP(label_smoothing=0.1), {"label": np.ones((SIZE, 5))}, "MultiHot.smoothing=0.1"),
+        # A label that maps would leave behind.
+        (MIXUP(targets={"map": gm.LabelMap()}), {"map": MASK, "label": MASK}, "label_key=None"),
+        # Maps of other sizes.
+        (CUT(targets={"map": gm.LabelMap()}), {"map": MASK[:, :-1]}, "lengths there, .12, 10."),
+        (CUT(targets={"map": gm.ValueMap((2, 1))}), {"map": MASK}, "lengths there"),
+        (CUT(targets={"map": gm.ValueMap((1,))}), {"map": MASK}, "2 axes"),
+    ],
+)
+def test_what_a_kind_cannot_take(
+    transform: Any, fields: dict[str, Any], message: str, rng: np.random.Generator
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        transform.map(make_batch(rng, **fields))
+
+
+def test_integers_under_jit_are_said(rng: np.random.Generator) -> None:
+    """Where values are not known, zeros and ones cannot be told from class ids."""
+    batch = make_batch(rng, label=rng.integers(2, size=(SIZE, 4)))
+    assert gm.MixUpBatch().map(batch)["label"].shape == (SIZE, 4)
+    with pytest.raises(TypeError, match=r"values are not known.*MultiHot.*Soft"):
+        jax.jit(gm.MixUpBatch().mix)(batch)
+    jax.jit(gm.MixUpBatch(targets={"label": gm.MultiHot()}).mix)(batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 0.1, "label_key": None}, "label_smoothing=0.1 with label_key=None"),
+        ({"num_classes": 3, "label_key": None}, "num_classes=3 with label_key=None"),
+        ({"num_classes": 3, "targets": {"map": gm.Pair()}}, "num_classes=3 with targets"),
+        ({"label_smoothing": 0.1, "targets": {}}, "with targets.*gm.OneHot"),
+        ({"targets": {"map": gm.LabelMap(), "map_weight": gm.Pair()}}, "'map_weight' named twice"),
+        ({"targets": {"image": gm.ValueMap()}}, "'image' named twice, by image_key and targets"),
+        ({"targets": {"b": gm.Boxes("xyxy", masks="label"), "label": gm.Pair()}}, "'label' named"),
+        ({"image_key": ("a", "a")}, "'a' named twice, in image_key"),
+        ({"label_key": ("a", "b")}, "targets="),
+        ({"num_classes": (3, None)}, "targets="),
+        ({"targets": {1: gm.Pair(), "1": gm.Pair()}}, "named twice"),
+        ({"mode": "pair", "partner_key": "other"}, "mode='pair' with partner_key"),
+        ({"alpha": (2, 8)}, "gm.Beta.2, 8."),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        gm.MixUpBatch(**options)
+
+
+def test_targets_are_an_immutable_mapping() -> None:
+    kinds = {"label": gm.OneHot(10), "map": gm.LabelMap()}
+    transform = gm.MixUpBatch(targets=kinds)
+    assert repr(transform.targets) == repr(kinds)
+    assert transform == gm.MixUpBatch(targets=kinds)
+    assert hash(transform.targets) == hash(gm.MixUpBatch(targets=dict(kinds)).targets)
+    assert transform != gm.MixUpBatch(targets=dict(reversed(kinds.items())))
+    assert dataclasses.replace(transform, alpha=0.3).targets == transform.targets
+    assert pickle.loads(pickle.dumps(transform)) == transform
+    kinds["more"] = gm.Pair()
+    assert list(transform.targets) == ["label", "map"]
+    with pytest.raises(TypeError):
+        transform.targets["label"] = gm.Soft()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(gm.Target):
+    """Whose result has the dtype of its parameter."""
+
+    factor: Any
+
+    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+        return own * self.factor
+
+
+def test_parameters_that_are_equal_and_differ(rng: np.random.Generator) -> None:
+    """1, 1.0 and True are equal; programs that are made for them are not shared."""
+    batch = make_batch(rng, age=rng.integers(9, size=SIZE, dtype=np.int32))
+    dtypes = {
+        repr(factor): of(gm.MixUpBatch(), {"age": Scaled(factor)}).map(batch)["age"].dtype
+        for factor in (1, 1.0, True)
+    }
+    assert dtypes == {"1": np.int32, "1.0": np.float32, "True": np.int32}
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4, 3, 20, 30), "(2, 3)"),  # channels first
+        ((4, 10, 20, 30), "(2, 3)"),  # many bands first, or a volume
+        ((4, 16, 16, 16), "(1, 2, 3)"),  # a volume
+        ((4, 12, 500), "(2,)"),  # leads first
+        ((4, 20, 30), "(1, 2)"),
+        ((4, 20, 30, 7), "(1, 2)"),  # many bands
+        ((4, 8, 3, 20, 30), "(3, 4)"),  # clips
+        ((4, 8, 20, 30, 3), "(2, 3)"),
+        ((4, 500), "(1,)"),
+    ],
+)
+def test_shapes_that_must_name_their_axes(shape: tuple[int, ...], axes: str) -> None:
+    batch = {"image": np.zeros(shape, np.uint8), "mix_seed": np.arange(4, dtype=np.uint32)}
+    with pytest.raises(ValueError, match="spatial_axes=None") as error:
+        gm.CutMixBatch(label_key=None).map(batch)
+    assert axes in str(error.value)
+    named = tuple(map(int, axes.strip("(),").split(",")))
+    gm.CutMixBatch(label_key=None, spatial_axes=named).map(batch)
+    gm.MixUpBatch(label_key=None).map(batch)  # needs none
+
+
+def test_what_is_unmixed_is_drawn_as_unmixed(rng: np.random.Generator) -> None:
+    seeds = rng.integers(2**32, size=SIZE, dtype=np.uint32)
+    valid = np.arange(SIZE) < 5
+    draw = gm.MixBatch().draw(seeds, (SIZE, HEIGHT, WIDTH, 3), valid)
+    assert (np.asarray(draw.lam)[4:] == 1).all()  # record 4 has a padded partner
+    assert (np.asarray(draw.box)[4:] == 0).all()
+    alone = gm.MixBatch().draw(seeds[:1], (1, HEIGHT, WIDTH, 3))
+    assert (alone.lam == 1).all()
+    assert (alone.box == 0).all()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_names_that_lead_through_dicts_and_tuples(rng: np.random.Generator) -> None:
+    image = rng.integers(256, size=(SIZE, 6, 5, 3), dtype=np.uint8)
+    label = rng.integers(3, size=SIZE)
+    seeds = rng.integers(2**32, size=SIZE, dtype=np.uint32)
+    expected = gm.CutMixBatch(num_classes=3).map(
+        {"image": image, "label": label, "mix_seed": seeds}
+    )
+    for batch, names in (
+        (
+            {"views": (image, image), "a/b": {"c/d": label}, "mix_seed": seeds},
+            ("views/0", "a/b/c/d"),
+        ),
+        ({"a": {"b": image}, "a/b": image, "l": label, "mix_seed": seeds}, ("a/b", "l")),
+        (
+            ({"image": image}, {"image": image, "label": label}, {"mix_seed": seeds}),
+            ("0/image", "1/label"),
+        ),
+        ((image, label, {"mix_seed": seeds}), (0, 1)),
+        ((image, label, {"mix_seed": seeds}), ("0", "1")),
+    ):
+        transform = gm.CutMixBatch(image_key=names[0], label_key=names[1], num_classes=3)
+        mixed = jax.tree.leaves(transform.map(batch))
+        assert any(np.array_equal(leaf, expected["image"]) for leaf in mixed)
+        assert any(np.array_equal(leaf, expected["label"]) for leaf in mixed)
+        with pytest.raises(KeyError) as error:
+            gm.MixUpBatch(image_key="nothing", label_key=None).map(batch)
+        listed = ast.literal_eval("[" + str(error.value).split("[")[1].split("]")[0] + "]")
+        for name in listed:
+            assert _fields.locate(batch, name), name
+
+
+def test_nested_records(rng: np.random.Generator) -> None:
+    batch = make_batch(rng, label=rng.integers(10, size=SIZE))
+    expected = gm.MixBatch(num_classes=10).map(batch)
+    Point = collections.namedtuple("Point", "x y")
+    nested = {
+        "inputs": {"image": batch["image"], "more": (np.arange(8), {"z": np.ones((8, 2))})},
+        "targets/label": batch["label"],
+        "point": Point(np.arange(8), np.arange(8.0, dtype=np.float32)),
+        "mix_seed": batch["mix_seed"],
+    }
+    fields = {"num_classes": 10, "image_key": "inputs/image", "label_key": "targets/label"}
+    sharding = over(2)
+    for transform in (gm.MixBatch(**fields), gm.MixBatch(**fields, sharding=sharding)):
+        mixed = transform.map(nested)
+        assert list(mixed) == ["inputs", "targets/label", "point"]
+        np.testing.assert_array_equal(mixed["inputs"]["image"], expected["image"])
+        np.testing.assert_array_equal(mixed["targets/label"], expected["label"])
+        np.testing.assert_array_equal(mixed["inputs"]["more"][1]["z"], np.ones((8, 2)))
+        assert type(mixed["point"]) is Point
+        if transform.sharding:
+            assert all(x.sharding == sharding for x in jax.tree.leaves(mixed))
+    with pytest.raises(KeyError, match=r"no field 'inputs/imgae'.*mean 'inputs/image'"):
+        gm.MixBatch(image_key="inputs/imgae").map(nested)
+    assert nested["inputs"].keys() == {"image", "more"}  # what came in is not changed
+
+
+class AsTuple(grain.transforms.Map):
+    """What torchvision gives: `(image, label)`; at module level, for worker processes."""
+
+    def map(self, element: dict[str, Any]) -> tuple[Any, ...]:
+        return element["image"], element["label"]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_tuples_in_grains_loader(workers: int, rng: np.random.Generator) -> None:
+    records = [
+        {"image": rng.integers(0, 256, (4, 4, 3), np.uint8), "label": i % 3} for i in range(12)
+    ]
+
+    def load(*operations: Any) -> list[Any]:
+        loader = grain.DataLoader(
+            data_source=records,
+            sampler=grain.samplers.IndexSampler(12, shuffle=True, seed=0, num_epochs=1),
+            operations=operations,
+            worker_count=workers,
+        )
+        return list(loader)
+
+    stack = grain.transforms.Batch(4)
+    expected = load(gm.RecordSeed(), stack, gm.MixBatch(num_classes=3))
+    mix = gm.MixBatch(num_classes=3, image_key=0, label_key=1)
+    mixed = load(AsTuple(), gm.RecordSeed(), stack, mix)
+    assert len(mixed) == 3
+    for (image, label), batch in zip(mixed, expected, strict=True):
+        np.testing.assert_array_equal(image, batch["image"])
+        np.testing.assert_array_equal(label, batch["label"])
+
+
+def test_ids_in_tuples_and_nested_records() -> None:
+    flat = gm.RecordSeed(id_key="id").random_map({"id": 7})["mix_seed"]
+    assert gm.RecordSeed(id_key="a/id").random_map({"a": {"id": 7}})["mix_seed"] == flat
+    assert gm.RecordSeed(id_key=1).random_map(("image", 7))[2]["mix_seed"] == flat
+    with pytest.raises(KeyError, match="no field 3 among"):
+        gm.RecordSeed(id_key=3).random_map(("image", 7))
+
+
+def test_what_is_added_to_a_tuple(rng: np.random.Generator) -> None:
+    image, label = np.zeros((4, 6, 5, 3), np.uint8), np.arange(4)
+    record = gm.RecordSeed().random_map((image[0], 3), np.random.default_rng(0))
+    assert record[2].keys() == {"mix_seed"}
+    batch = (image, label, {"mix_seed": np.arange(4, dtype=np.uint32)})
+    out = gm.MixUpBatch(image_key=0, label_key=1, num_classes=4).map(batch)
+    assert len(out) == 2
+    sparse = gm.MixUpBatch(image_key=0, targets={1: gm.Sparse()}).map(batch)
+    assert [type(x) for x in sparse] == [np.ndarray, np.ndarray, dict]
+    assert sparse[2].keys() == {"1_weight"}
+    with pytest.raises(KeyError, match=r"mix_seed.*RecordSeed"):
+        gm.MixUpBatch(image_key=0, label_key=1, num_classes=4).map(
+            (image, label, np.arange(4, dtype=np.uint32))
+        )
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+class Tensor:
+    """Of another library: its dtype is not NumPy's."""
+
+    shape, dtype = (SIZE, HEIGHT, WIDTH, 3), "torch.uint8"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": Tensor()}, r"a Tensor of .*np.asarray\(value\)"),
+        (
+            {"mix_seed": np.zeros((SIZE, 2), np.uint32)},
+            "two Batch.*use grain.transforms.Batch once",
+        ),
+        ({"image": {"left": MASK, "right": MASK}}, "'image/left' or 'image/right'"),
+        ({"label": np.arange(3)}, "8 seeds in 'mix_seed'"),
+    ],
+)
+def test_messages(fields: dict[str, Any], message: str, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, label=np.arange(SIZE)) | fields
+    with pytest.raises((TypeError, ValueError, KeyError), match=message):
+        gm.MixUpBatch(num_classes=9).map(batch)
+
+
+def test_a_wrong_parameter_suggests_one_or_none() -> None:
+    with pytest.raises(TypeError) as error:
+        gm.MixBatch(p=0.5)  # type: ignore[call-arg]
+    assert str(error.value).count("did you mean") <= 1
+    assert " or " not in str(error.value).partition("did you mean")[2]
+
+
+# --- known answers --------------------------------------------------------------------------------
+
+
+def test_known_answers() -> None:
+    """These numbers must never change, on any platform or in any version: users' runs need them."""
+    images = (np.arange(4 * 6 * 8 * 3).reshape(4, 6, 8, 3) % 251).astype(np.uint8)
+    batch = {
+        "image": images,
+        "label": np.array([0, 1, 2, 3]),
+        "age": np.array([1.0, 2.0, 4.0, 8.0], np.float32),
+        "map": images[..., 0] % 5,
+        "caption": np.arange(8).reshape(4, 2),
+        "boxes": np.array([[[0, 0, 4, 4], [2, 1, 8, 6]]] * 4, np.int32),
+        "mix_seed": np.array([3, 14, 15, 92], np.uint32),
+    }
+    mix = gm.MixBatch(
+        1.0,
+        targets={
+            "label": gm.OneHot(4),
+            "age": gm.Soft(),
+            "map": gm.LabelMap(),
+            "caption": gm.Pair(),
+            "boxes": gm.Boxes("xyxy"),
+        },
+    )
+    mixed = mix.map(batch)
+    sums = {key: zlib.crc32(np.ascontiguousarray(x).tobytes()) for key, x in mixed.items()}
+    assert sums == KNOWN, sums
+
+
+KNOWN: dict[str, int] = {
+    "image": 2202666638,
+    "label": 270955362,
+    "age": 3232090967,
+    "map": 3242931493,
+    "caption": 491131560,
+    "boxes": 2416524797,
+    "boxes_weight": 3453306386,
+    "caption_weight": 2952938173,
+    "map_weight": 3872425115,
+}
