@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, NoReturn, TypeVar
@@ -61,7 +62,8 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
 
 def documented(transform: type[T]) -> type[T]:
     """Puts the text of the shared fields, which is written once, into a class's documentation."""
-    transform.__doc__ = (transform.__doc__ or "").replace("SHARED", SHARED)
+    text = inspect.cleandoc(transform.__doc__ or "")  # as Python 3.13 itself keeps it
+    transform.__doc__ = text.replace("SHARED", SHARED.replace("\n    ", "\n"))
     return explains_mistakes(transform)
 
 
