@@ -77,6 +77,16 @@ def main(config: dict[str, Any]) -> None:
         updates, moments = optimizer.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), moments), loss
 
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def mix_by_key(key: jax.Array) -> jax.Array:
+        """What a step with a key makes of a batch over all hosts, whose records are numbered."""
+        numbers = jnp.arange(BATCH_SIZE, dtype=jnp.float32)[:, None]
+        split = jax.lax.with_sharding_constraint(
+            numbers, NamedSharding(mesh, PartitionSpec("data"))
+        )
+        mixed: jax.Array = gm.MixUpBatch(label_key=None).mix({"image": split}, key=key)["image"]
+        return mixed
+
     seen = []
     losses: list[jax.Array] = []
     for _ in range(config["steps"]):
@@ -92,6 +102,7 @@ def main(config: dict[str, Any]) -> None:
     params = jax.device_get(state[0])
     report = {
         "records": [digests(batch) for batch in seen],
+        "by_key": np.asarray(mix_by_key(jax.random.key(5))).tolist(),
         "params": {key: value.tolist() for key, value in params.items()},
         "params_bytes": {key: value.tobytes().hex() for key, value in params.items()},
     }

@@ -145,6 +145,7 @@ MESHES = {  # an epoch has 10 steps
 def test_the_same_training(mesh: str, processes: Processes, tmp_path: pathlib.Path) -> None:
     single = train_here(tmp_path, MESHES[mesh]["steps"])
     hosts = train(processes, tmp_path, **MESHES[mesh])
+    assert all(host["by_key"] == single["by_key"] for host in hosts)
     for host in hosts[1:]:
         assert host["params_bytes"] == hosts[0]["params_bytes"]
     for key, expected in single["params"].items():

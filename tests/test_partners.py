@@ -1,6 +1,7 @@
 """Partners that records bring, and seeds of a step's key."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import grain
@@ -204,6 +205,21 @@ def test_pairs_that_are_no_records_yet(rng: np.random.Generator) -> None:
     batch["other"] = {"image": batch["image"], "label": batch["label"]}
     with pytest.raises(ValueError, match="'other/label' is a field of 'other'"):
         gm.MixUpBatch(partner_key="other", label_key="other/label").map(batch)
+
+
+def test_known_answers() -> None:
+    """These numbers must never change: a partner that is brought, and another law of λ."""
+    images = (np.arange(2 * 4 * 6 * 8 * 3).reshape(2, 4, 6, 8, 3) % 251).astype(np.uint8)
+    batch = {
+        "image": images[0],
+        "label": np.arange(4),
+        "mix_seed": np.array([3, 14, 15, 92], np.uint32),
+        "other": {"image": images[1], "label": 3 - np.arange(4)},
+    }
+    mix = gm.MixBatch(gm.Beta(2, 8), gm.Beta(8, 2), num_classes=4, partner_key="other")
+    mixed = mix.map(batch)
+    found = {name: zlib.crc32(np.ascontiguousarray(x).tobytes()) for name, x in mixed.items()}
+    assert found == {"image": 1853917435, "label": 2978698472}
 
 
 def test_slices_must_be_whole(rng: np.random.Generator) -> None:
