@@ -344,6 +344,20 @@ def test_what_enters_a_users_own_kind(rng: np.random.Generator) -> None:
     assert "draw.own_weight(points) works under all" in "".join(error.value.__notes__)
 
 
+@pytest.mark.parametrize("sharding", [None, over(2)], ids=["a pair", "passed to devices"])
+def test_values_that_32_bits_do_not_tell_apart(sharding: Any, rng: np.random.Generator) -> None:
+    """Seconds since 1970 differ by 128 in float32. Floats in general may be rounded."""
+    targets = {} if sharding else {"a": gm.Pair()}
+    mix = of(gm.MixUpBatch(), targets, sharding=sharding)
+    for values in (1.7e9 + np.arange(SIZE), 1.7e9 + rng.random(SIZE), np.full(SIZE, 2**40)):
+        with pytest.raises(ValueError, match=r"'a' is .*32 tells apart.*jax_enable_x64"):
+            mix.map(make_batch(rng, a=values))
+    mixed = mix.map(make_batch(rng, a=rng.normal(size=(SIZE, 1000))))
+    assert mixed["a"].dtype == np.float32
+    with jax.enable_x64(True):
+        assert mix.map(make_batch(rng, a=1.7e9 + np.arange(SIZE)))["a"].dtype == np.float64
+
+
 def test_points_that_do_not_fit() -> None:
     draw = gm.CutMixBatch().draw(np.arange(SIZE, dtype=np.uint32), (SIZE, HEIGHT, WIDTH, 3))
     with pytest.raises(ValueError, match=r"^Draw.own_weight: points is .*expected \[\.\.\., 2\]"):
