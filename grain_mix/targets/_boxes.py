@@ -290,7 +290,8 @@ def _without(box: Corners, pasted: Corners) -> Part:
     new_low = jnp.where(may_cut & from_low, jnp.minimum(stop, high), low)
     new_high = jnp.where(may_cut & to_high & ~from_low, start, high)
     is_changed = ((new_low != low) | (new_high != high)).any(-1)
-    covered = _area(*_intersect(box, pasted))
+    sides = jnp.subtract(*_intersect(box, pasted)[::-1])
+    covered = sides[..., 0] * sides[..., 1]
     visible = jnp.where(is_changed, _area(new_low, new_high), _area(low, high) - covered)
     hidden = meets.all(-1) & spans.all(-1)
     return new_low, new_high, jnp.where(hidden, np.float32(0), visible)
