@@ -63,6 +63,7 @@ class Setup:
     seed_key: str
     valid_key: str | None
     partner_key: str | None
+    is_short: bool  # whether the one target is that of label_key
     unnamed: str | None  # a field that `targets` must name, if the batch has it
 
     @property
@@ -253,8 +254,8 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
 def _locate(setup: Setup, batch: Any) -> dict[str, Path]:
     """Where images, targets and what targets read are."""
     fixes = dict.fromkeys(setup.images, "pass the name as image_key")
-    fix = "pass the names as targets, or targets=None and label_key=None if there are none"
-    if setup.unnamed is None and len(setup.targets) == 1:
+    fix = "name it in targets as the batch does, or leave it out of targets"
+    if setup.is_short:
         fix = "pass the name as label_key, or label_key=None if there are no labels"
     for name, target in setup.targets.items():
         fixes[name] = fix

@@ -123,6 +123,7 @@ class Transform(grain.transforms.Map, abc.ABC):
             seed_key=str(self.seed_key),
             valid_key=None if self.valid_key is None else str(self.valid_key),
             partner_key=None if self.partner_key is None else str(self.partner_key),
+            is_short=self.targets is None,
             unnamed=str(self.label_key) if self.targets is not None and self.label_key else None,
         )
         fields = tuple(

@@ -245,6 +245,7 @@ BATCHES = [
     ),
     case(KeyError, "'mask' among … 'msk'] … mean 'msk'? … targets", MASKED, batch(msk=X)),
     case(KeyError, "'label' among ['image' … label_key=None", MIX, NO_LABEL),
+    case(KeyError, "'label' among ['image' … leave it out of targets", SPARSE, NO_LABEL),
     case(KeyError, "'lable' … mean 'label'?", gm.MixBatch(label_key="lable"), batch()),
     case(KeyError, "'label_weight' is in … free … rename", SPARSE, batch(label_weight=LAM)),
     case(ValueError, "an empty batch … B > 0 … filter", MIXUP, EMPTY),
