@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import ArrayLike
 
 from grain_mix import _draw, _fields, _maps, _place, _plan
@@ -50,20 +50,24 @@ class Programs:
         return program
 
     @functools.cached_property
-    def on_meshes(self) -> dict[Any, Callable[[Inputs], Arrays]]:
-        """The programs for meshes, of which each device mixes its own part."""
+    def _on_devices(self) -> dict[NamedSharding, Callable[[Inputs], Arrays]]:
         return {}
 
-    def on_mesh(self, mesh: Any, spec: PartitionSpec) -> Callable[[Inputs], Arrays]:
-        """Mixes what is split over a mesh. No pair crosses a device, and none talks to another."""
-        if (mesh, spec) not in self.on_meshes:
+    def on_devices(self, sharding: NamedSharding) -> Callable[[Inputs], Arrays]:
+        """Mixes NumPy's arrays on the devices of this process, each its own part of the batch.
+
+        No pair crosses a device, and none talks to another.
+        """
+        if sharding not in self._on_devices:
 
             def mix(inputs: Inputs) -> Arrays:
                 return self._mix(inputs)[0]
 
+            mesh, spec = sharding.mesh, sharding.spec
             by_shards = jax.shard_map(mix, mesh=mesh, in_specs=(spec,), out_specs=spec)
-            self.on_meshes[mesh, spec] = jax.jit(by_shards)
-        return self.on_meshes[mesh, spec]
+            program = jax.jit(by_shards, in_shardings=sharding, out_shardings=sharding)
+            self._on_devices[sharding] = program
+        return self._on_devices[sharding]
 
     def _mix(self, inputs: Inputs) -> tuple[Arrays, Any]:
         """The mixed fields and, with a weight map, λ `[B]`, which tells whether it is one."""
@@ -144,8 +148,7 @@ def _as_numpy(name: str, x: Any) -> np.ndarray:
 
 def _map_to_devices(programs: Programs, sharding: Sharding, batch: Any, inputs: Inputs) -> Any:
     plan, where = programs.plan, programs.plan.setup.where
-    mesh, spec = _place.local_mesh(sharding), PartitionSpec(_place.SLICES)
-    slices = mesh.shape[_place.SLICES]
+    slices = _place.local_slices(sharding)
     if plan.setup.partner_key is None:
         _place.check_pairs(where, plan.size, slices)
     else:
@@ -153,20 +156,18 @@ def _map_to_devices(programs: Programs, sharding: Sharding, batch: Any, inputs: 
     others = plan.passed(batch)
     for path, value in others.items():
         _place.check_placeable(where, _fields.show(path), value, plan.size)
+    if plan.valid is not None:
+        others[plan.valid] = inputs.valid
     if plan.setup.mode == "batch":  # whose first record is on one of the devices only
         inputs = inputs._replace(seeds=np.full_like(inputs.seeds, inputs.seeds[0]))
+    program = programs.on_devices(_place.local_part(sharding))
+    mixed = program(_place.to_program(sharding, inputs))
+    mixed = {name: _place.to_global(sharding, x) for name, x in mixed.items()}
     # Copies, or CPU devices would share the memory that the next batch may be put into.
     copies = [np.array(value) for value in others.values()]
-    if inputs.valid is not None:  # which passes as well
-        inputs = inputs._replace(valid=np.array(inputs.valid))
-    placed, passed = _place.to_devices(sharding, (inputs, copies))
-    mixed = programs.on_mesh(mesh, spec)(placed)
-    if plan.valid is not None:
-        passed.append(placed.valid)
-        others = {**others, plan.valid: None}
-    mixed = {name: _place.to_global(sharding, x) for name, x in mixed.items()}
-    changes = {path: _place.to_global(sharding, x) for path, x in zip(others, passed, strict=True)}
-    return plan.put(_fields.replace(batch, changes), mixed)
+    passed = _place.to_devices(sharding, copies) if copies else []
+    passed = [_place.to_global(sharding, x) for x in passed]
+    return plan.put(_fields.replace(batch, dict(zip(others, passed, strict=True))), mixed)
 
 
 def mix_batch(mixer: Mixer, batch: Any, key: Any) -> Any:

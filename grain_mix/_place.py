@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from grain_mix._dtypes import check_narrow, native_fix
@@ -16,7 +16,6 @@ from grain_mix._fields import check_array
 from grain_mix._stack import ALIGNMENT, aligned_empty
 
 SMALL = 1 << 17  # bytes that XLA copies as fast itself
-SLICES = "slices"  # the axis of a local mesh that splits the batch; the other one repeats it
 
 
 def as_array(x: ArrayLike) -> jax.Array:
@@ -59,18 +58,27 @@ def _aligned(x: np.ndarray) -> Any:
 
 
 @functools.cache
-def local_mesh(sharding: Sharding) -> Mesh:
-    """Returns this process's devices as `[slices of the batch, the devices that hold each]`.
+def local_part(sharding: Sharding) -> NamedSharding:
+    """The part of a sharding that is on this process's devices: over a mesh of these alone.
 
     Programs over this mesh never span hosts, so a loader may launch them from a thread, in any
     order: what spans hosts must be launched in the same order everywhere.
     """
+    if isinstance(sharding, NamedSharding) and sharding.is_fully_addressable:
+        return sharding
     rows = sharding.addressable_devices_indices_map((_slice_count(sharding),))
     slices: dict[int, list[jax.Device]] = {}
     for device, index in rows.items():
         assert index is not None
         slices.setdefault(index[0].start or 0, []).append(device)
-    return Mesh(np.array([slices[row] for row in sorted(slices)]), (SLICES, "replicas"))
+    mesh = Mesh(np.array([slices[row] for row in sorted(slices)]), ("slices", "replicas"))
+    return NamedSharding(mesh, PartitionSpec("slices"))
+
+
+@functools.cache
+def local_slices(sharding: Sharding) -> int:
+    """The number of slices that a sharding makes of this process's batch."""
+    return _slice_count(local_part(sharding))
 
 
 def _slice_count(sharding: Sharding) -> int:
@@ -88,15 +96,30 @@ def slices_by_process(sharding: Sharding) -> dict[int, int]:
     return {process: len(own) for process, own in starts.items()}
 
 
-def to_devices(sharding: Sharding, batch: Any) -> Any:
+def to_devices(sharding: Sharding, arrays: Any) -> Any:
     """Sends each device its part of a process-local tree of arrays, without waiting."""
-    return jax.device_put(batch, NamedSharding(local_mesh(sharding), PartitionSpec(SLICES)))
+    return jax.device_put(arrays, local_part(sharding))
+
+
+def to_program(sharding: Sharding, arrays: Any) -> Any:
+    """NumPy's arrays for a program that is jitted for the devices of this process.
+
+    Where it can, the program takes them there, in half of the time. It cannot where there are more
+    processes, nor on a mesh of Explicit axes, nor where there is no program.
+    """
+    config: Any = jax.config
+    mesh = local_part(sharding).mesh
+    explicit = any(kind is AxisType.Explicit for kind in mesh.axis_types)
+    if explicit or config.jax_disable_jit or jax.process_count() > 1:
+        return to_devices(sharding, arrays)
+    return arrays
 
 
 def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
     """One array over all hosts, made of the parts that lie on this one's devices already."""
-    slices = local_mesh(sharding).shape[SLICES]
-    rows = local.shape[0] // slices * _slice_count(sharding)
+    if local.sharding == sharding:
+        return local
+    rows = local.shape[0] // local_slices(sharding) * _slice_count(sharding)
     parts = [shard.data for shard in local.addressable_shards]
     return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)
 

@@ -100,9 +100,8 @@ def test_map_needs_no_communication(kind: str, rng: np.random.Generator) -> None
     transform = KINDS[kind](num_classes=10, sharding=over(8))
     batch = make_batch(rng, 16)
     programs = _mixing.programs_of(transform._mixer, batch)
-    placed = _place.to_devices(transform.sharding, programs.plan.inputs(batch))
-    mesh, spec = _place.local_mesh(transform.sharding), PartitionSpec(_place.SLICES)
-    program = programs.on_mesh(mesh, spec).lower(placed).compile().as_text()
+    program = programs.on_devices(_place.local_part(transform.sharding))
+    program = program.lower(programs.plan.inputs(batch)).compile().as_text()
     assert "ENTRY" in program
     assert not re.findall(COLLECTIVES, program)
     assert "conditional" not in program  # platforms are told apart by the compiler
@@ -172,8 +171,7 @@ def test_a_hundred_batches_compile_once(rng: np.random.Generator) -> None:
         transform.map(make_batch(rng, 8))
     assert len(_mixing._programs) == before + 1
     programs = _mixing.programs_of(transform._mixer, make_batch(rng, 8))
-    mesh, spec = _place.local_mesh(sharding), PartitionSpec(_place.SLICES)
-    assert programs.on_mesh(mesh, spec)._cache_size() == 1
+    assert programs.on_devices(_place.local_part(sharding))._cache_size() == 1
 
 
 class Records:

@@ -117,7 +117,7 @@ def test_union_of_tags(rng: np.random.Generator) -> None:
     tags, other = batch["tags"], batch["tags"].reshape(-1, 2, 5)[:, ::-1].reshape(-1, 5)
     np.testing.assert_array_equal(mixed["tags"][lam == 1], tags[lam == 1])
     np.testing.assert_array_equal(mixed["tags"][lam == 0], other[lam == 0])
-    both = (0 < lam) & (lam < 1)
+    both = (lam > 0) & (lam < 1)
     np.testing.assert_array_equal(mixed["tags"][both], np.maximum(tags, other)[both])
 
 
