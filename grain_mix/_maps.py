@@ -80,15 +80,22 @@ def _as_it_is(function: WeightMap, lengths: tuple[int, ...], key: Any, lam: Any)
 
 
 def maps_of(
-    function: WeightMap, words: jax.Array, lam: jax.Array, lengths: tuple[int, ...]
+    function: WeightMap,
+    words: jax.Array,
+    lam: jax.Array,
+    lengths: tuple[int, ...],
+    kept: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """`[B, *lengths]`: the maps as the function returns them.
+    """`[B, *lengths]`: what is kept of the maps that the function returns, computed once.
+
+    Pixels and label both need it, and twice might not round the same way.
 
     Args:
         function: the user's.
         words: `uint32 [B, 2]`, the data of each record's key.
         lam: `float32 [B]`.
         lengths: of the image along the axes of the map.
+        kept: from maps to what is kept, entry by entry.
     """
 
     def one(words: jax.Array, lam: jax.Array) -> jax.Array:
@@ -96,18 +103,24 @@ def maps_of(
             key = jax.random.wrap_key_data(words, impl=IMPL)
             return jnp.asarray(function(key, lam, lengths))
 
-    maps = jax.vmap(one)(words, lam)
+    def made(words: jax.Array, lam: jax.Array) -> jax.Array:
+        return kept(jax.vmap(one)(words, lam))
+
     once: jax.Array = jax.lax.platform_dependent(
-        maps, lam, cpu=_once_on_cpus, default=lambda maps, _: jax.lax.optimization_barrier(maps)
+        words,
+        lam,
+        cpu=functools.partial(_once_on_cpus, made),
+        default=lambda *args: jax.lax.optimization_barrier(made(*args)),
     )
     return once
 
 
-def _once_on_cpus(maps: jax.Array, lam: jax.Array) -> jax.Array:
-    """The maps, computed once, for pixels and label: twice might not round the same way.
+def _once_on_cpus(made: Callable[..., jax.Array], words: jax.Array, lam: jax.Array) -> jax.Array:
+    """Workaround for JAX 0.8 to 0.10, whose CPU compiler looks through `optimization_barrier`.
 
-    Workaround for JAX 0.8 to 0.10, whose CPU compiler looks through `optimization_barrier`. It
-    cannot look through a condition, since it does not know that λ is never below 0.
+    It cannot look through a condition, since it does not know that λ is never below 0.
     """
-    once: jax.Array = jax.lax.cond(lam[0] >= 0, lambda maps: maps, jnp.zeros_like, maps)
+    once: jax.Array = jax.lax.cond(
+        lam[0] >= 0, made, lambda *args: jnp.zeros_like(made(*args)), words, lam
+    )
     return once
