@@ -29,32 +29,11 @@ def weighted_mean(
 
 
 def select(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """`x` where the mask is true, else `y`; every bit is copied, those of a NaN as well.
+    """`x` where the mask is true, else `y`.
 
     The mask is `bool`. For integers it may also have their dtype, with all bits set or none.
     """
-    if mask.dtype != jnp.bool_:
-        return y ^ ((y ^ x) & mask)
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2
-    selected: jax.Array = _select_bits(mask, x, y) if narrow else jnp.where(mask, x, y)
-    return selected
-
-
-@jax.custom_jvp
-def _select_bits(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same, on the bits as integers.
-
-    Workaround for JAX 0.8: for CPUs, XLA widens floats of 16 bits, which changes a NaN.
-    """
-    a, b = (jax.lax.bitcast_convert_type(z, jnp.uint16) for z in (x, y))
-    return jax.lax.bitcast_convert_type(jnp.where(mask, a, b), x.dtype)
-
-
-@_select_bits.defjvp
-def _select_tangents(primals: Any, tangents: Any) -> Any:
-    mask, x, y = primals
-    _, dx, dy = tangents
-    return _select_bits(mask, x, y), jnp.where(mask, dx, dy)
+    return jnp.where(mask, x, y) if mask.dtype == jnp.bool_ else y ^ ((y ^ x) & mask)
 
 
 def _weigh_integers(x: jax.Array, y: jax.Array, lam: jax.Array, in_16_bits: bool) -> jax.Array:

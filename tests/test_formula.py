@@ -99,8 +99,9 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: np.random.Gen
         for path in PATHS:
             mixed = bits(run(path, axes, x, *arguments))
             same = mixed == expected
-            if jnp.issubdtype(x.dtype, jnp.floating) and averaged:
-                # A NaN that is computed may have any payload.
+            if jnp.issubdtype(x.dtype, jnp.floating) and (averaged or path.startswith("pixels")):
+                # A NaN that is computed may have any payload. And the paths for TPUs leave floats
+                # of 16 bits as they are, which JAX 0.8 to 0.10 widen on CPUs, to move them.
                 with np.errstate(invalid="ignore"):  # NumPy's, for NaNs that signal
                     same |= np.isnan(mixed.view(x.dtype)) & np.isnan(expected.view(x.dtype))
             if jnp.issubdtype(x.dtype, jnp.floating) and arguments[2] is weights:
