@@ -2,9 +2,7 @@
 
 import argparse
 import importlib
-import os
 import pathlib
-import sys
 
 from benchmarks import _report
 
@@ -15,15 +13,6 @@ SUBJECTS = {
     "compiled": "what XLA's compilers make of it for GPUs and TPUs that are not here",
     "stacking": "from records to a mixed batch on the host",
     "scaling": "batch size, image side, devices, classes and memory",
-}
-
-
-# Otherwise glibc hands large freed arrays back, and whether the next call waits for fresh pages, a
-# multiple of the time of a copy, depends on what other sides freed. So all keep their memory.
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 
 
@@ -49,9 +38,6 @@ def main() -> None:
                 "--before", type=pathlib.Path, help="a compiled.json to compare with"
             )
     args = parser.parse_args()
-    if args.subject == "peers" and not ALLOCATOR.keys() <= os.environ.keys():
-        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | ALLOCATOR)
     module = importlib.import_module(f"benchmarks.{args.subject}")
     more = (args.target or (), args.before) if args.subject == "compiled" else ()
     report = module.run(args.quick, args.rounds, *more)

@@ -259,7 +259,7 @@ def datarax(x: Inputs) -> Iterator[Side]:
 SIDES: dict[str, Callable[[Inputs], Iterator[Side]]] = {
     "grain_mix, inside jit": ours_jitted,
     "grain_mix by a weight map, inside jit": ours_by_maps,
-    "grain_mix": ours,
+    "grain_mix, map": ours,
     "NumPy": numpy,
     "JAX recipe, jitted": jax_recipe,
     "timm": timm,

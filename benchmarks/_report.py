@@ -30,6 +30,10 @@ class Report:
         table: what a reader sees, a list of dicts with the same keys.
         plot: draws the figures on a new figure.
         notes: lines beneath the table, such as what was skipped and why.
+        summary: lines above the table.
+        more_tables: by their titles; then `title` is that of the first one.
+        more_plots: by the ends of their files' names.
+        inches: width and height of each plot.
     """
 
     subject: str
@@ -38,6 +42,11 @@ class Report:
     table: list[dict[str, Any]]
     plot: Callable[[Any], None]
     notes: list[str] = dataclasses.field(default_factory=list)
+    summary: list[str] = dataclasses.field(default_factory=list)
+    title: str = ""
+    more_tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    more_plots: dict[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
+    inches: tuple[float, float] = (9, 5)
 
 
 def machine() -> str:
@@ -66,10 +75,14 @@ def versions() -> dict[str, str]:
 
 
 def text(report: Report) -> str:
-    """The table in Markdown, with the machine and the versions."""
+    """The tables in Markdown, with the machine and the versions."""
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = [*_markdown(report.table), "", f"{report.setting} {machine()}; {software}."]
-    return "\n".join([*lines, *(f"\n{note}" for note in report.notes)])
+    parts = [f"- {line}" for line in report.summary]
+    for title, table in {report.title: report.table, **report.more_tables}.items():
+        parts += ["", f"**{title}**", ""] if title else []
+        parts += _markdown(table)
+    parts += ["", f"{report.setting} {machine()}; {software}."]
+    return "\n".join([*parts, *(f"\n{note}" for note in report.notes)]).strip()
 
 
 def _markdown(table: list[dict[str, Any]]) -> list[str]:
@@ -100,10 +113,11 @@ def write(report: Report, folder: pathlib.Path) -> None:
         "rows": report.rows,
     }
     (folder / f"{report.subject}.json").write_text(json.dumps(content, indent=1) + "\n")
-    figure = plt.figure(figsize=(9, 5), layout="constrained")
-    report.plot(figure)
-    figure.savefig(folder / f"{report.subject}.png", dpi=100)
-    plt.close(figure)
+    for end, plot in {"": report.plot, **report.more_plots}.items():
+        figure = plt.figure(figsize=report.inches, layout="constrained")
+        plot(figure)
+        figure.savefig(folder / f"{report.subject}{end}.png", dpi=100)
+        plt.close(figure)
 
 
 def insert(report: Report, readme: pathlib.Path) -> None:

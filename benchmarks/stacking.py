@@ -5,32 +5,42 @@ from typing import Any
 import numpy as np
 
 import grain_mix as gm
-from benchmarks import _report, _time
+from benchmarks import _memory, _report, _time
+
+SIZES = {True: (8, 16), False: (128, 224)}  # quick or not: records, and their side
 
 
 def run(quick: bool, rounds: int | None = None) -> _report.Report:
     """Measures one call of `map`, with and without the stacking before it."""
-    size, side = (8, 16) if quick else (128, 224)
+    size, side = SIZES[quick]
     rounds = rounds or (2 if quick else 25)
+    rows = _memory.in_each("stacking", quick, rounds, ("default", "huge pages"))
+    return _report.Report(
+        subject="stacking",
+        setting=f"{size} records of {side} x {side} x 3, stacked and mixed by one call of `map`, "
+        "with glibc's default and with GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
+        f"medians of {rounds} alternating rounds, in milliseconds; in brackets as multiples of "
+        "the first line.",
+        rows=rows,
+        table=_table(rows),
+        plot=lambda figure: _plot(figure, rows),
+        inches=(9, 8),
+    )
+
+
+def measure(quick: bool, rounds: int) -> list[dict[str, Any]]:
+    """All rows in the memory setting of this process."""
+    size, side = SIZES[quick]
     rows: list[dict[str, Any]] = []
     for dtype in ("uint8",) if quick else ("uint8", "float32"):
         records = _records(size, side, dtype)
         for name, cls in {"MixUp": gm.MixUpBatch, "CutMix": gm.CutMixBatch}.items():
             seconds = _time.measure(_sides(records, cls(num_classes=1000)), rounds)
-            floor = seconds["stacked by NumPy"]
             rows += [
-                {"side": key, "dtype": dtype, "transform": name} | _time.summary(value, floor)
+                {"side": key, "dtype": dtype, "transform": name} | _time.summary(value)
                 for key, value in seconds.items()
             ]
-    return _report.Report(
-        subject="stacking",
-        setting=f"{size} records of {side} x {side} x 3, stacked and mixed by one call of `map`; "
-        f"medians of {rounds} alternating rounds, as multiples of NumPy's; in brackets the "
-        "milliseconds that pass.",
-        rows=rows,
-        table=_table(rows),
-        plot=lambda figure: _plot(figure, rows),
-    )
+    return rows
 
 
 def _records(size: int, side: int, dtype: str) -> list[dict[str, Any]]:
@@ -64,17 +74,24 @@ def _aligned(records: list[dict[str, Any]]) -> Any:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    table = []
-    for name in dict.fromkeys(row["side"] for row in rows):
-        cells = {
-            f"{row['dtype']} {row['transform']}": f"{row['ratio']:.2f} ({row['ms']:.1f})"
-            for row in rows
-            if row["side"] == name
-        }
-        table.append({"": name, **cells})
-    return table
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        column = f"{row['dtype']} {row['transform']}"
+        first = next(
+            r["ms"]
+            for r in rows
+            if f"{r['dtype']} {r['transform']}" == column and r["memory"] == "default"
+        )
+        cell = f"{row['ms']:.1f} ({row['ms'] / first:.2f})"
+        cells.setdefault((row["memory"], row["side"]), {})[column] = cell
+    return [{"": side, "memory": memory, **columns} for (memory, side), columns in cells.items()]
 
 
 def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
-    values = {f"{row['dtype']} {row['transform']}, {row['side']}": row["ms"] for row in rows}
-    _report.bars(figure.subplots(), values, "From records to a mixed batch", "milliseconds")
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        name = f"{row['side']}, {row['memory']}"
+        groups.setdefault(f"{row['dtype']} {row['transform']}", {})[name] = row["ms"]
+    panels = figure.subplots(-(-len(groups) // 2), 2, squeeze=False, sharey=True)
+    for axes, (title, values) in zip(panels.flat, groups.items(), strict=False):
+        _report.bars(axes, values, title, "milliseconds")
