@@ -15,7 +15,7 @@ from grain_mix._errors import describe, fail, is_array, quote
 from grain_mix._fields import check_array
 from grain_mix._stack import ALIGNMENT, aligned_empty
 
-SMALL = 1 << 17  # bytes that XLA copies as fast itself
+SMALL = 1 << 25  # bytes that XLA copies faster itself: below, glibc keeps memory that is freed
 
 
 def as_array(x: ArrayLike) -> jax.Array:

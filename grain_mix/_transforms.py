@@ -56,8 +56,9 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
             the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
-            `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
-            worker process: put it after `LoaderDataset`."""
+            `jax.make_array_from_process_local_data`. Devices read the batch while they mix, so do
+            not write to it before the result is ready, as with `jax.device_put`. A transform with a
+            sharding cannot enter a worker process: put it after `LoaderDataset`."""
 
 
 def documented(transform: type[T]) -> type[T]:
