@@ -1,8 +1,10 @@
 """Measures grain_mix, prints a table, and writes it as JSON and as a plot."""
 
 import argparse
+import functools
 import importlib
 import pathlib
+from typing import Any
 
 from benchmarks import _report
 
@@ -37,9 +39,15 @@ def main() -> None:
             command.add_argument(
                 "--before", type=pathlib.Path, help="a compiled.json to compare with"
             )
+        if subject == "device":
+            command.add_argument("--minutes", type=float, help="skips what would take longer")
     args = parser.parse_args()
     module = importlib.import_module(f"benchmarks.{args.subject}")
-    more = (args.target or (), args.before) if args.subject == "compiled" else ()
+    more: tuple[Any, ...] = ()
+    if args.subject == "compiled":
+        more = args.target or (), args.before
+    if args.subject == "device":
+        more = args.minutes, functools.partial(_report.save, folder=args.output)
     report = module.run(args.quick, args.rounds, *more)
     _report.write(report, args.output)
     if getattr(args, "readme", None):

@@ -102,6 +102,11 @@ def _cell(value: Any) -> str:
 def write(report: Report, folder: pathlib.Path) -> None:
     """Prints the table, and writes `SUBJECT.md`, `.json` and `.png` into a folder."""
     print(text(report))
+    save(report, folder)
+
+
+def save(report: Report, folder: pathlib.Path) -> None:
+    """Writes the three files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report.subject}.md").write_text(text(report) + "\n")
     content = {
