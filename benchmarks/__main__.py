@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import pathlib
+import sys
 from typing import Any
 
 from benchmarks import _report
@@ -16,6 +17,7 @@ SUBJECTS = {
     "stacking": "from records to a mixed batch on the host",
     "scaling": "batch size, image side, devices, classes and memory",
 }
+GPU = "on a GPU: its tests and then `device`, in a few minutes"
 
 
 def main() -> None:
@@ -41,7 +43,16 @@ def main() -> None:
             )
         if subject == "device":
             command.add_argument("--minutes", type=float, help="skips what would take longer")
+    command = commands.add_parser("gpu", help=GPU, description=GPU)
+    command.add_argument("--output", type=pathlib.Path, default="build/gpu", help="a folder")
+    command.add_argument("--minutes", type=float, default=8, help="that all takes at most")
+    command.add_argument("--wheels", type=pathlib.Path, help="a folder with what is missing here")
+    command.add_argument("--rehearse", action="store_true", help="takes a CPU for the GPU")
     args = parser.parse_args()
+    if args.subject == "gpu":
+        from benchmarks import gpu
+
+        sys.exit(not gpu.run(args.output, args.minutes, args.wheels, args.rehearse))
     module = importlib.import_module(f"benchmarks.{args.subject}")
     more: tuple[Any, ...] = ()
     if args.subject == "compiled":

@@ -53,6 +53,16 @@ def test_compiled_for_devices_that_are_not_here(tmp_path):
         assert (row["instructions per byte"] or row["bytes over copy's"]) > 1
 
 
+def test_what_a_run_on_a_gpu_leaves_when_its_time_is_up(tmp_path):
+    command = ["-m", "benchmarks", "gpu", "--rehearse", "--minutes", "0.05"]
+    done = subprocess.run([sys.executable, *command, "--output", str(tmp_path)], cwd=ROOT)
+    assert done.returncode == 1
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"machine", "versions"} <= set(report)
+    assert report["tests"]["ended"] == report["device"]["ended"] == "when its time was up"
+    assert "`device` ended when its time was up" in (tmp_path / "gpu.md").read_text()
+
+
 def check(subject, printed, folder):
     assert printed.startswith(("| ", "- "))
     report = json.loads((folder / f"{subject}.json").read_text())
