@@ -57,6 +57,7 @@ def run(
         for dtype in DTYPES[:1] if quick else DTYPES:
             start = time.monotonic()
             if size * side * side * 3 * jnp.dtype(dtype).itemsize > limit:
+                skipped[f"Skipped, as too large: {dtype}, B = {size}."] = None
                 continue
             # An accelerator compiles for most of the time, a CPU computes.
             growth = max(1, size / largest) if device.platform == "cpu" else 1

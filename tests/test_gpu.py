@@ -1,6 +1,7 @@
 """What only a GPU can show; `python -m benchmarks gpu` runs it there before it measures.
 
-With `GRAIN_MIX_GPU=cpu` a CPU device takes the GPU's place, which shows that these tests run.
+With `GRAIN_MIX_GPU=cpu` a CPU device takes the GPU's place. There, what is said of drivers and of
+copies back to the host cannot fail. The rest can.
 """
 
 import dataclasses
