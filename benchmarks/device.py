@@ -333,8 +333,11 @@ def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
         sizes = sorted({row["B"] for row in rows})
         axes.set(xscale="log", yscale="log", xlabel="batch size", title=dtype)
         axes.set_xticks(sizes, sizes)
-        axes.yaxis.set_major_formatter("{x:g}")
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in (0.5, 1, 1.5, 2, 3, 5, 10, 30, 100, 1000) if low < tick < high]
+        axes.set_yticks(ticks, ticks)
         axes.minorticks_off()
+        axes.grid(axis="y", alpha=0.3)
     figure.axes[0].set_ylabel("time / time of a copy")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
