@@ -100,6 +100,7 @@ def _report_of(
         table=[_line(row) for row in rest],
         plot=lambda figure: _plot(figure, rest),
         notes=[_wait_in_words(wait), *notes],
+        inches=(11, 6),
     )
 
 
@@ -322,7 +323,6 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
-    figure.set_size_inches(11, 6)
     names = list(dict.fromkeys(row["side"] for row in rows))
     for axes, dtype in zip(figure.subplots(1, 3, sharex=True, sharey=True), DTYPES, strict=True):
         for k, name in enumerate(names):
