@@ -31,6 +31,7 @@ TRANSFORMS: dict[str, Any] = {
 DTYPES = ("uint8", "bfloat16", "float32")
 COLLECTIVES = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+"
 PER_BYTE, OVER_COPY = "instructions per byte", "bytes over copy's"
+PLAIN_JIT = "the same, without shard_map"
 
 
 def run(
@@ -84,6 +85,7 @@ def _compile_for(
         "kernels": None,
         PER_BYTE: None,
         OVER_COPY: None,
+        PLAIN_JIT: None,
     }
     if devices[0].platform in ("cuda", "gpu"):
         kernels = _sass.kernels(compiled)
@@ -95,6 +97,8 @@ def _compile_for(
     copy = jax.jit(jnp.copy).trace(batch["image"]).lower().compile()
     if (moved := _bytes_accessed(compiled)) is not None:
         figures[OVER_COPY] = moved / _bytes_accessed(copy)
+        plain = jax.jit(transform.mix).trace(batch).lower().compile()
+        figures[PLAIN_JIT] = _bytes_accessed(plain) / _bytes_accessed(copy)
     return figures | {
         "collectives": len(re.findall(rf"(?:{COLLECTIVES})(?:-start)?\(", text)),
         "loops": len(re.findall(r"\bwhile\(", text)),
