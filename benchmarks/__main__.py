@@ -14,6 +14,7 @@ SUBJECTS = {
     "device": "mixing on an accelerator, beside a copy on it",
     "pipeline": "a whole Grain loader, with and without mixing",
     "compiled": "what XLA's compilers make of it for GPUs and TPUs that are not here",
+    "overhead": "`map`, beside the jitted function that it calls",
     "stacking": "from records to a mixed batch on the host",
     "scaling": "batch size, image side, devices, classes and memory",
 }
@@ -38,8 +39,9 @@ def main() -> None:
             command.add_argument(
                 "--target", action="append", help="h200, v5e, ..., may be repeated; default: all"
             )
+        if subject in ("compiled", "overhead"):
             command.add_argument(
-                "--before", type=pathlib.Path, help="a compiled.json to compare with"
+                "--before", type=pathlib.Path, help="an earlier JSON of it to compare with"
             )
         if subject == "device":
             command.add_argument("--minutes", type=float, help="skips what would take longer")
@@ -57,6 +59,8 @@ def main() -> None:
     more: tuple[Any, ...] = ()
     if args.subject == "compiled":
         more = args.target or (), args.before
+    if args.subject == "overhead":
+        more = (args.before,)
     if args.subject == "device":
         more = args.minutes, functools.partial(_report.save, folder=args.output)
     report = module.run(args.quick, args.rounds, *more)

@@ -65,7 +65,11 @@ class Programs:
 
             mesh, spec = sharding.mesh, sharding.spec
             by_shards = jax.shard_map(mix, mesh=mesh, in_specs=(spec,), out_specs=spec)
-            program = jax.jit(by_shards, in_shardings=sharding, out_shardings=sharding)
+
+            def placed(inputs: Inputs) -> Arrays:
+                return by_shards(_place.typed(sharding, inputs))
+
+            program = jax.jit(placed, in_shardings=sharding, out_shardings=sharding)
             self._on_devices[sharding] = program
         return self._on_devices[sharding]
 

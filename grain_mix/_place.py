@@ -105,14 +105,19 @@ def to_program(sharding: Sharding, arrays: Any) -> Any:
     """NumPy's arrays for a program that is jitted for the devices of this process.
 
     Where it can, the program takes them there, in half of the time. It cannot where there are more
-    processes, nor on a mesh of Explicit axes, nor where there is no program.
+    processes, nor where there is no program.
     """
     config: Any = jax.config
-    mesh = local_part(sharding).mesh
-    explicit = any(kind is AxisType.Explicit for kind in mesh.axis_types)
-    if explicit or config.jax_disable_jit or jax.process_count() > 1:
+    if config.jax_disable_jit or jax.process_count() > 1:
         return to_devices(sharding, arrays)
     return arrays
+
+
+def typed(sharding: NamedSharding, arrays: Any) -> Any:
+    """What a program was given for a sharding, whose Explicit axes JAX wants in its type, too."""
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return arrays
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, sharding), arrays)
 
 
 def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:

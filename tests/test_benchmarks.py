@@ -21,7 +21,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("subject", ["device", "pipeline", "stacking", "scaling"])
+@pytest.mark.parametrize("subject", ["device", "overhead", "pipeline", "stacking", "scaling"])
 def test_a_quick_run_leaves_a_table_json_and_a_plot(subject, tmp_path):
     printed = run(subject, "--quick", "--output", str(tmp_path))
     check(subject, printed, tmp_path)
