@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import functools
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import grain
 
@@ -78,7 +78,8 @@ class PairedSampler:
 
     def __post_init__(self) -> None:
         where, sampler = "PairedSampler", self.sampler
-        if isinstance(sampler, type) or not hasattr(sampler, "__getitem__") or not _deals(sampler):
+        unfit = isinstance(sampler, type | PairedSampler) or not hasattr(sampler, "__getitem__")
+        if unfit or not _deals(sampler):
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
             came = f"sampler={quote(sampler)}"
             fail(TypeError, where, came, "a Grain sampler", fix)
@@ -112,6 +113,16 @@ class PairedSampler:
         # How many readers get a pair: all, but for an incomplete last block.
         pairs = max(self._length - start - readers, 0)
         return self.sampler[start + slot + min(slot, pairs)]
+
+    @property
+    def _shard_options(self) -> NoReturn:
+        """Workaround, no public name: Grain 0.2.18 asks for it where a loader has none itself."""
+        expected = f"shard_options with shard_count={self.shard_count}"
+        fix = (
+            "pass shard_options=grain.sharding.NoSharding() to the grain.DataLoader, "
+            "on several hosts grain.sharding.ShardByJaxProcess(drop_remainder=True)"
+        )
+        fail(ValueError, "PairedSampler", "a grain.DataLoader without shard_options", expected, fix)
 
     @functools.cached_property
     def _length(self) -> int:

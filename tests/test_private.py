@@ -104,4 +104,5 @@ def test_the_list_is_complete() -> None:
     read, defined = (
         set().union(*sets) for sets in zip(*map(names, folder.rglob("*.py")), strict=True)
     )
+    defined -= {"_shard_options"}  # a PairedSampler has it too, for a loader that asks
     assert read - defined - {"_make", "_replace"} == set(PLACES)  # these two are NamedTuple's

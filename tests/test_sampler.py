@@ -333,6 +333,7 @@ SHARDED = index_sampler(shard_options=grain.sharding.ShardOptions(1, 2))
 BAD = [
     ({"sampler": 100}, TypeError, "sampler=100; expected a Grain sampler; pass one like"),
     ({"sampler": grain.samplers.IndexSampler}, TypeError, "expected a Grain sampler"),
+    ({"sampler": PairedSampler(index_sampler(), shard_count=2)}, TypeError, "a Grain sampler"),
     ({"sampler": SHARDED}, ValueError, "shards of its own; .* give shard_options to the grain.D"),
     ({"shard_count": 0}, ValueError, "shard_count=0; expected an int from 1; pass the number"),
     ({"shard_count": 2.0}, TypeError, "shard_count=2.0; expected an int from 1"),
@@ -358,7 +359,8 @@ def test_trivial_shards_pass() -> None:
 
 def test_loader_needs_shard_options() -> None:
     sampler = PairedSampler(index_sampler(), shard_count=2)
-    with pytest.raises(ValueError, match="pass shard options to the DataLoader"):
+    came = "PairedSampler: a grain.DataLoader without shard_options; expected .*shard_count=2; pass"
+    with pytest.raises(ValueError, match=came):
         grain.DataLoader(data_source=records(), sampler=sampler)
 
 
