@@ -63,7 +63,7 @@ def test_a_folder_of_images_is_mixed_by_two_workers(tmp_path: pathlib.Path) -> N
         for i in range(20):  # of different sizes, some grey
             pixels = rng.integers(0, 256, (40 + i, 60, 3), np.uint8)
             photo = Image.fromarray(pixels).convert("L" if i % 3 else "RGB")
-            photo.save(tmp_path / "photos" / kind / f"{i}.jpg")
+            photo.save(tmp_path / "photos" / kind / f"{i}.{'JPG' if i % 2 else 'png'}")
     [script] = renew.programs(ROOT / "docs" / "start" / "own_images.md")
     assert run(tmp_path, script) == 4 * "(8, 64, 64, 3) (8, 2)\n"
 
