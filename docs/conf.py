@@ -49,6 +49,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 
 # Their inventories are fetched, which a build without a network cannot do.
 intersphinx_mapping = {

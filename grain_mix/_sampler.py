@@ -54,6 +54,7 @@ class PairedSampler:
 
     Raises:
         TypeError, ValueError: a parameter that cannot be, on construction.
+        ValueError: a `grain.DataLoader` that has no `shard_options`.
         IndexError: an index below 0 or beyond the end.
 
     >>> sampler = grain.samplers.SequentialSampler(10)
