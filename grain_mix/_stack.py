@@ -39,9 +39,9 @@ def aligned_stack(records: Sequence[Any]) -> Any:
         records: dicts, tuples or other trees of arrays and numbers, all of the same structure.
 
     Returns:
-        What Grain's own `batch_fn` returns, values, dtypes and types: the same structure, each leaf
-        an array `[B, ...]`. Arrays of numbers are in such memory. All else, like text and masked
-        arrays, Grain stacks itself.
+        What Grain's own `batch_fn` returns, in values, dtypes and types. The structure stays, and
+        each leaf is an array `[B, ...]`. Arrays of numbers are in such memory. All else, like text
+        and masked arrays, Grain stacks itself.
 
     Raises:
         ValueError: the records differ in structure, or a field in shape; or there are none.

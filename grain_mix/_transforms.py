@@ -56,9 +56,8 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
             the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
             number of slices, and those that hold the same slices must bring the same records, as in
-            `jax.make_array_from_process_local_data`. Devices read the batch while they mix, so do
-            not write to it before the result is ready, as with `jax.device_put`. A transform with a
-            sharding cannot enter a worker process: put it after `LoaderDataset`."""
+            `jax.make_array_from_process_local_data`. A transform with a sharding cannot enter a
+            worker process: put it after `LoaderDataset`."""
 
 
 def documented(transform: type[T]) -> type[T]:
@@ -170,11 +169,11 @@ class Transform(grain.transforms.Map, abc.ABC):
                 with a `sharding`, the process's own part of the batch.
 
         Returns:
-            The same, but new: images and targets mixed, the seeds removed, every other field as it
-            came. What is added to a tuple is in one dict at its end. Without a `sharding`, new
-            arrays are read-only views of JAX's memory. With one, all are arrays over all processes.
-            Their devices may still be reading the batch that came in, so write to its arrays only
-            when the result is ready.
+            The same, but new. Images and targets are mixed, the seeds removed, and every other
+            field is as it came. What is added to a tuple is in one dict at its end. Without a
+            `sharding`, new arrays are read-only views of JAX's memory. With one, all are arrays
+            over all processes. Their devices may still be reading the batch that came in, so write
+            to its arrays only when the result is ready.
         """
         return _mixing.map_batch(self._mixer, self.sharding, element)
 
