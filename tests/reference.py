@@ -1,10 +1,16 @@
 """MixUp and CutMix as references, written from the papers: plain NumPy, one record at a time."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+
+import grain_mix as gm
 
 
 def partner_of(i: int, batch_size: int) -> int:
@@ -120,11 +126,6 @@ class One:
     by_map: bool
 
     @property
-    def pair(self) -> np.ndarray:
-        """The weights of both in the label."""
-        return np.stack([self.lam, np.float32(1) - self.lam])
-
-    @property
     def upright(self) -> np.ndarray:
         """`inside` with rows first, whatever the order of the axes."""
         return self.inside.transpose(np.argsort(self.axes))
@@ -142,18 +143,32 @@ class One:
         return positions.transpose(np.argsort(axes)).reshape(shape)
 
 
-def one_of(
-    lam: Any, outside: Any, box: Any, weights: Any, lengths: tuple[int, ...], **more: Any
-) -> One:
-    """From the entries of one record in a `Draw`."""
-    outside = np.float32(1 if outside is None else outside)
-    inside = np.zeros(lengths, bool)
-    if box is not None:
-        inside[tuple(slice(int(start), int(stop)) for start, stop in box)] = True
-    of_pixels = np.where(inside, np.float32(0), outside)
-    if weights is not None:
-        of_pixels, inside = np.float32(weights), weights == 0
-    return One(np.float32(lam), outside, inside, of_pixels, **more)
+def ones(transform: Any, draw: gm.Draw, shape: tuple[int, ...]) -> list[One]:
+    """What was drawn for each record of images of this shape."""
+    cls, parts = type(transform), draw.box is not None or draw.weights is not None
+    axes: tuple[int, ...] = ()
+    if parts or any(kind.positions for kind in targets_of(transform).values()):
+        axes = tuple(axis % len(shape) for axis in transform.spatial_axes or (1, 2))
+    lengths = tuple(shape[axis] for axis in axes)
+    found = []
+    for i in range(shape[0]):
+        outside = np.float32(1 if draw.mixup_lam is None else draw.mixup_lam[i])
+        inside = np.zeros(lengths, bool)
+        if draw.box is not None:
+            inside[tuple(slice(int(start), int(stop)) for start, stop in draw.box[i])] = True
+        weights = np.where(inside, np.float32(0), outside)
+        if draw.weights is not None:
+            weights = np.float32(draw.weights[i])
+            inside = weights == 0
+        blends = cls in (gm.MixUpBatch, gm.MixBatch)
+        lam, by_map = np.float32(draw.lam[i]), draw.weights is not None
+        found.append(One(lam, outside, inside, weights, axes, parts, blends, by_map))
+    return found
+
+
+def pair(weight: np.float32) -> np.ndarray:
+    """The weights of both."""
+    return np.stack([weight, np.float32(1) - weight])
 
 
 def check_lam(one: One) -> None:
@@ -220,7 +235,7 @@ def check_label_map(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one:
     expected = np.where(one.over(one.inside, own[""], target.axes), other[""], own[""])
     if one.blends:
         expected = np.stack([expected, other[""]])
-        check_same(mixed["_weight"], np.stack([one.outside, np.float32(1) - one.outside]))
+        check_same(mixed["_weight"], pair(one.outside))
     check_same(mixed[""], expected)
 
 
@@ -305,3 +320,122 @@ def check_boxes(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One
         a, b = own[target.masks], other[target.masks]
         shown = inside | (one.outside < 1)
         check_same(mixed[target.masks], np.concatenate([a * ~inside, b * shown]).astype(a.dtype))
+
+
+# --- a whole batch --------------------------------------------------------------------------------
+
+
+def check_mixed(transform: Any, batch: Mapping[Any, Any], out: Any, key: Any = None) -> set[str]:
+    """Compares what came out, record by record; returns the names of what was mixed."""
+    targets, brings = targets_of(transform), transform.partner_key is not None
+    keys = transform.image_key if isinstance(transform.image_key, tuple) else ("image",)
+    image = np.asarray(batch[keys[0]])
+    size = len(image)
+    partner = [partner_of(i, size) for i in range(size)]
+    names = {*keys, *targets, *(name for kind in targets.values() for name in kind.reads)}
+    own = {name: np.asarray(batch[name]) for name in names}
+    others = {
+        name: np.asarray(batch["other"][name]) if brings else own[name][partner] for name in names
+    }
+    mixed = {
+        name: np.asarray(x) for name, x in out.items() if isinstance(x, np.ndarray | jax.Array)
+    }
+    added = {f"{name}_weight" for name, kind in targets.items() if kind.adds}
+    if not isinstance(transform, gm.MixUpBatch | gm.MixBatch):
+        added -= {f"{name}_weight" for name, kind in targets.items() if type(kind) is gm.LabelMap}
+    assert set(out) == (set(batch) - {"mix_seed", "other"}) | added
+    for name in set(batch) - names - {"mix_seed", "other"}:
+        check_passed(transform, batch[name], out[name])
+
+    valid = np.asarray(batch["valid"]) if transform.valid_key else np.ones(size, bool)
+    real = valid & valid[partner]
+    if brings:
+        valid = real = valid & batch["other"].get("valid", True)
+    numbers = np.arange(size, dtype=np.uint32)
+    seeds = np.asarray(batch["mix_seed"] if key is None else hashed(key, numbers))
+    draw = jax.device_get(transform.draw(seeds, image.shape, valid))
+    for i, one in enumerate(ones(transform, draw, image.shape)):
+        check_lam(one)
+        if not real[i] or transform.prob == 0 or (size == 1 and not brings):
+            assert (one.weights == 1).all()
+        a, b, y = ({name: x[i, ...] for name, x in side.items()} for side in (own, others, mixed))
+        for name in keys:
+            with named(name, i):
+                check_positions(a[name], b[name], y[name], one.over(one.weights, a[name]))
+        for name, kind in targets.items():
+            sides = [{"": x[name], **{other: x[other] for other in kind.reads}} for x in (a, b)]
+            came = {"": y[name], **{other: y[other] for other in kind.reads}}
+            came["_weight"] = y.get(f"{name}_weight")
+            with named(name, i):
+                check_target(kind, *sides, came, one)
+    return names | added
+
+
+@contextlib.contextmanager
+def named(name: str, record: int) -> Iterator[None]:
+    """Adds to a failure where it is."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(f"in {name!r} of record {record}")
+        raise
+
+
+@jax.jit
+def hashed(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """Each position's hash, after that of the key's own words."""
+    start = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
+    words = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
+    for word in words:
+        start = jax.random.fold_in(start, word)
+    each = jax.vmap(jax.random.fold_in, (None, 0))(start, positions)
+    return jax.random.key_data(each)[:, 0]
+
+
+def targets_of(transform: Any) -> Mapping[str, gm.Target]:
+    """What the short form says, as kinds."""
+    if transform.targets is not None or transform.label_key is None:
+        return transform.targets or {}
+    classes, smoothing = transform.num_classes, transform.label_smoothing
+    kind = gm.OneHot(classes, smoothing=smoothing) if classes else gm.Soft(smoothing=smoothing)
+    return {transform.label_key: kind}
+
+
+def check_passed(transform: Any, before: Any, after: Any) -> None:
+    """What is neither image nor target is the same object, or has been put onto devices."""
+    if transform.sharding is not None and isinstance(before, Mapping):
+        for below in before:
+            check_passed(transform, before[below], after[below])
+    elif transform.sharding is not None or isinstance(after, jax.Array):
+        check_same(np.asarray(after), np.asarray(before))
+    else:
+        assert after is before
+
+
+def check_target(kind: gm.Target, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
+    a, b, y = own[""], other[""], mixed[""]
+    match kind:
+        case gm.OneHot():
+            a, b = (np.eye(kind.num_classes)[x.reshape(()).astype(int)] for x in (a, b))
+            check_mean(a, b, y, one, kind.smoothing, kind.num_classes)
+        case gm.MultiHot(union=True):
+            a, b = (x.astype(np.float64) for x in (a, b))
+            union = np.maximum(a * (one.lam > 0), b * (one.lam < 1))
+            check_mean(union, union, y, one, kind.smoothing, 2)
+        case gm.MultiHot():
+            check_mean(a, b, y, one, kind.smoothing, 2)
+        case gm.Soft():
+            check_mean(a, b, y, one, kind.smoothing, a.shape[-1] if a.ndim else 1)
+        case gm.Sparse() | gm.Pair():
+            if isinstance(kind, gm.Sparse):
+                a, b = (x.reshape(()).astype(np.int32) for x in (a, b))
+            check_same(y, np.stack([a, b]))
+            check_same(mixed["_weight"], pair(one.lam))
+        case gm.ValueMap():
+            check_positions(a, b, y, one.over(one.weights, a, kind.axes))
+        case gm.LabelMap():
+            check_label_map(kind, own, other, mixed, one)
+        case gm.Boxes():
+            check_boxes(kind, own, other, mixed, one)
+        case _:  # Points of `programs.py`
+            check_points(own, other, mixed, one)

@@ -294,7 +294,7 @@ COVERING = [2016, 2101, 282, 71, 163, 0, 11, 18]
 
 def test_programs_cover_all_kinds() -> None:
     covering = [program(index) for index in COVERING]
-    kinds = {type(kind) for it in covering for kind in targets_of(it.transform).values()}
+    kinds = {type(kind) for it in covering for kind in reference.targets_of(it.transform).values()}
     assert kinds == {*KINDS, Points}
     assert {type(it.transform) for it in covering} == {*CLASSES}
     assert {it.method for it in covering} == {"map", "mix", "key", "sharded"}
@@ -312,10 +312,10 @@ def test_programs(index: int, rng: np.random.Generator) -> None:
         at = tuple(rng.integers(value.shape))
         value[at] = value[at] ^ True if value.dtype.kind in "biu" else value[at] + 1
         with pytest.raises(AssertionError):
-            check_mixed(it, batch, out | {name: value})
+            reference.check_mixed(it.transform, batch, out | {name: value}, it.key)
     for wrong in ({"image": np.asarray(out["image"]).astype(np.complex64)}, {"more": 1}):
         with pytest.raises(AssertionError):
-            check_mixed(it, batch, out | wrong)
+            reference.check_mixed(it.transform, batch, out | wrong, it.key)
 
 
 def nested(fields: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -333,17 +333,6 @@ def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-@jax.jit
-def hashed(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """Each position's hash, after that of the key's own words."""
-    start = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
-    words = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
-    for word in words:
-        start = jax.random.fold_in(start, word)
-    each = jax.vmap(jax.random.fold_in, (None, 0))(start, positions)
-    return jax.random.key_data(each)[:, 0]
-
-
 def check_batch(it: Program, batch: Any, good: bool, special: bool) -> Any:
     before = [(name, copied(x)) for name, x in leaves(batch)]
     # A changed batch may hold what is no JAX type, which `jit` refuses before it is ours.
@@ -352,7 +341,7 @@ def check_batch(it: Program, batch: Any, good: bool, special: bool) -> Any:
     if out is None:
         assert not good
         return None
-    used = check_mixed(it, batch, out)
+    used = reference.check_mixed(it.transform, batch, out, it.key)
     # With NaN among the pixels, a user's own `jit` stops where `debug_nans` says so.
     if good and not (special and it.method in ("mix", "key") and it.setting == "debug_nans"):
         with setting(it.setting):
@@ -380,123 +369,6 @@ def copied(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.tobytes(), value.shape, str(value.dtype), value.flags.writeable
     return repr(value)
-
-
-def check_mixed(it: Program, batch: Mapping[Any, Any], out: Any) -> set[str]:
-    """Compares with the references, record by record; returns the names of what was mixed."""
-    transform, image = it.transform, np.asarray(batch["image"])
-    keys = transform.image_key if isinstance(transform.image_key, tuple) else ("image",)
-    targets = targets_of(transform)
-    size, brings = len(image), transform.partner_key is not None
-    partner = [reference.partner_of(i, size) for i in range(size)]
-    names = {*keys, *targets, *(name for kind in targets.values() for name in kind.reads)}
-    own = {name: np.asarray(batch[name]) for name in names}
-    others = {
-        name: np.asarray(batch["other"][name]) if brings else own[name][partner] for name in names
-    }
-    mixed = {
-        name: np.asarray(x) for name, x in out.items() if isinstance(x, np.ndarray | jax.Array)
-    }
-
-    added = {f"{name}_weight" for name, kind in targets.items() if kind.adds}
-    if not isinstance(transform, gm.MixUpBatch | gm.MixBatch):
-        added -= {f"{name}_weight" for name, kind in targets.items() if type(kind) is gm.LabelMap}
-    assert set(out) == (set(batch) - {"mix_seed", "other"}) | added
-    for name in set(batch) - names - {"mix_seed", "other"}:
-        check_passed(it, batch[name], out[name])
-
-    valid = np.asarray(batch["valid"]) if transform.valid_key else np.ones(size, bool)
-    real = valid & valid[partner]
-    if brings:
-        valid = real = valid & batch["other"].get("valid", True)
-    numbers = np.arange(size, dtype=np.uint32)
-    seeds = np.asarray(batch["mix_seed"] if it.key is None else hashed(it.key, numbers))
-    draw = jax.device_get(transform.draw(seeds, image.shape, valid))
-    for i, one in enumerate(ones(it, draw, image.shape)):
-        reference.check_lam(one)
-        if not real[i] or transform.prob == 0 or (size == 1 and not brings):
-            assert (one.weights == 1).all()
-        a, b, y = ({name: x[i, ...] for name, x in side.items()} for side in (own, others, mixed))
-        for name in keys:
-            reference.check_positions(a[name], b[name], y[name], one.over(one.weights, a[name]))
-        for name, kind in targets.items():
-            sides = [
-                {"": side[name], **{other: side[other] for other in kind.reads}} for side in (a, b)
-            ]
-            came = sides[0] | {"": y[name]} | {other: y[other] for other in kind.reads}
-            came["_weight"] = y.get(f"{name}_weight")
-            check_target(kind, *sides, came, one)
-    return names | added
-
-
-def targets_of(transform: Any) -> Mapping[str, gm.Target]:
-    """What the short form says, as kinds."""
-    if transform.targets is not None or transform.label_key is None:
-        return transform.targets or {}
-    classes, smoothing = transform.num_classes, transform.label_smoothing
-    kind = gm.OneHot(classes, smoothing=smoothing) if classes else gm.Soft(smoothing=smoothing)
-    return {transform.label_key: kind}
-
-
-def ones(it: Program, draw: gm.Draw, shape: tuple[int, ...]) -> list[reference.One]:
-    transform, targets = it.transform, targets_of(it.transform)
-    axes: tuple[int, ...] = ()
-    if type(transform) is not gm.MixUpBatch or any(kind.positions for kind in targets.values()):
-        axes = tuple(axis % len(shape) for axis in transform.spatial_axes or (1, 2))
-    drawn = draw.mixup_lam, draw.box, draw.weights
-    by_map = draw.weights is not None
-    blends = isinstance(transform, gm.MixUpBatch | gm.MixBatch)
-    return [
-        reference.one_of(
-            draw.lam[i],
-            *(None if x is None else x[i] for x in drawn),
-            tuple(shape[axis] for axis in axes),
-            axes=axes,
-            parts=by_map or draw.box is not None,
-            blends=blends,
-            by_map=by_map,
-        )
-        for i in range(shape[0])
-    ]
-
-
-def check_passed(it: Program, before: Any, after: Any) -> None:
-    if it.method == "sharded" and isinstance(before, Mapping):
-        for below in before:
-            check_passed(it, before[below], after[below])
-    elif it.method == "sharded" or isinstance(after, jax.Array):
-        reference.check_same(np.asarray(after), np.asarray(before))
-    else:
-        assert after is before
-
-
-def check_target(kind: gm.Target, own: Any, other: Any, mixed: Any, one: reference.One) -> None:
-    a, b, y = own[""], other[""], mixed[""]
-    match kind:
-        case gm.OneHot():
-            a, b = (np.eye(kind.num_classes)[x.reshape(()).astype(int)] for x in (a, b))
-            reference.check_mean(a, b, y, one, kind.smoothing, kind.num_classes)
-        case gm.MultiHot(union=True):
-            a, b = (x.astype(np.float64) for x in (a, b))
-            union = np.maximum(a * (one.lam > 0), b * (one.lam < 1))
-            reference.check_mean(union, union, y, one, kind.smoothing, 2)
-        case gm.MultiHot():
-            reference.check_mean(a, b, y, one, kind.smoothing, 2)
-        case gm.Soft():
-            reference.check_mean(a, b, y, one, kind.smoothing, a.shape[-1] if a.ndim else 1)
-        case gm.Sparse() | gm.Pair():
-            if isinstance(kind, gm.Sparse):
-                a, b = (x.reshape(()).astype(np.int32) for x in (a, b))
-            reference.check_same(y, np.stack([a, b]))
-            reference.check_same(mixed["_weight"], one.pair)
-        case gm.ValueMap():
-            reference.check_positions(a, b, y, one.over(one.weights, a, kind.axes))
-        case gm.LabelMap():
-            reference.check_label_map(kind, own, other, mixed, one)
-        case gm.Boxes():
-            reference.check_boxes(kind, own, other, mixed, one)
-        case Points():
-            reference.check_points(own, other, mixed, one)
 
 
 # --- the pure functions ---------------------------------------------------------------------------
