@@ -1,12 +1,15 @@
 """Data that several tests use."""
 
+import dataclasses
 import itertools
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import grain_mix as gm
 
@@ -35,3 +38,22 @@ def assert_same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
         for path, value in b.items():
             np.testing.assert_array_equal(a[path], value, jax.tree_util.keystr(path), strict=True)
             assert a[path].tobytes() == value.tobytes()
+
+
+def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
+    """The first devices, each with a slice of the batch."""
+    mesh = jax.make_mesh((count,), ("data",), (axis_type,), devices=jax.devices()[:count])
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def everywhere(transform: Any, batch: Any) -> dict[str, np.ndarray]:
+    """What `map` gives, after seeing that `jit`, devices and a copy of it give the same."""
+    mixed: dict[str, np.ndarray] = transform.map(batch)
+    others = [
+        jax.jit(transform.mix)(batch),
+        jax.jit(transform.mix)(jax.device_put(batch, over(4, AxisType.Explicit))),
+        dataclasses.replace(transform, sharding=over(2)).map(batch),
+        pickle.loads(pickle.dumps(transform)).map(batch),
+    ]
+    assert_same(jax.device_get(others), [mixed] * len(others))
+    return mixed

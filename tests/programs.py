@@ -66,20 +66,17 @@ class Points(gm.Target):
             raise ValueError(f"Points: {name!r}; expected points; leave them out")
 
 
+Field = tuple[str, tuple[int, ...], str]  # content, shape of a record, dtype
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     transform: Any
-    fields: dict[str, tuple[str, tuple[int, ...], str]]  # content, shape of a record, dtype
+    fields: dict[str, Field]
     size: int
     method: str
     key: Any
     setting: str
-
-    def batch(self, rng: np.random.Generator, special: bool) -> dict[str, np.ndarray]:
-        return {
-            name: values(rng, content, (self.size, *shape), dtype, special)
-            for name, (content, shape, dtype) in self.fields.items()
-        }
 
     def run(self, batch: Any, compiled: bool) -> Any:
         if self.method in ("map", "sharded"):
@@ -91,6 +88,64 @@ class Program:
 @functools.cache
 def jitted(transform: Any) -> Any:
     return jax.jit(transform.mix)
+
+
+# A batch with all kinds of targets.
+HEIGHT, WIDTH = 11, 9
+FIELDS: dict[str, Field] = {
+    "image": ("any", (HEIGHT, WIDTH, 3), "uint8"),
+    "mix_seed": ("any", (), "uint32"),
+    "label": ("ids", (), "int64"),
+    "column": ("ids", (1,), "uint8"),
+    "tags": ("chances", (4,), "int8"),
+    "either": ("chances", (4,), "float32"),
+    "age": ("any", (), "float64"),
+    "soft": ("rows", (K,), "float32"),
+    "breed": ("ids", (), "int64"),
+    "caption": ("any", (6,), "int32"),
+    "heat": ("any", (HEIGHT, WIDTH), "float32"),
+    "turned": ("any", (2, WIDTH, HEIGHT), "uint16"),
+    "classes": ("any", (HEIGHT, WIDTH), "uint8"),
+    "points": ("points", (HEIGHT, WIDTH), "float32"),
+    "seen": ("any", (4,), "bool"),
+    "boxes": ("xyxy", (HEIGHT, WIDTH), "int32"),
+    "class": ("any", (3,), "int32"),
+    "masks": ("any", (3, HEIGHT, WIDTH), "uint8"),
+}
+TARGETS: dict[str, gm.Target] = {
+    "label": gm.OneHot(K),
+    "column": gm.OneHot(K, smoothing=0.1),
+    "tags": gm.MultiHot(smoothing=0.2),
+    "either": gm.MultiHot(union=True),
+    "age": gm.Soft(),
+    "soft": gm.Soft(smoothing=0.1),
+    "breed": gm.Sparse(),
+    "caption": gm.Pair(),
+    "heat": gm.ValueMap(),
+    "turned": gm.ValueMap(axes=(3, 2)),
+    "classes": gm.LabelMap(),
+    "points": Points("seen"),
+    "boxes": gm.Boxes("xyxy", fields=("class",), masks="masks"),
+}
+
+
+def with_all_kinds(transform: Any, **options: Any) -> Any:
+    """With all of `TARGETS` that it takes."""
+    targets = dict(TARGETS)
+    if isinstance(transform, gm.WeightMapMixBatch):
+        del targets["boxes"]
+        if transform.weight_map is fog:
+            del targets["classes"]
+    return dataclasses.replace(transform, targets=targets, **options)
+
+
+def batch_of(
+    rng: np.random.Generator, size: int, fields: dict[str, Field] = FIELDS, special: bool = False
+) -> dict[str, Any]:
+    return {
+        name: values(rng, content, (size, *shape), dtype, special)
+        for name, (content, shape, dtype) in fields.items()
+    }
 
 
 def values(

@@ -24,7 +24,7 @@ import pytest
 import reference
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
-from programs import CLASSES, SETTINGS, Points, Program, coins, fog, program
+from programs import CLASSES, SETTINGS, Points, Program, batch_of, coins, fog, program
 from test_settings import setting
 
 import grain_mix as gm
@@ -256,7 +256,7 @@ def test_batches(data: st.DataObject) -> None:
     note(f"program({index}) = {it}")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
     special = data.draw(st.booleans(), label="special")
-    batch: Any = it.batch(rng, special)
+    batch: Any = batch_of(rng, it.size, it.fields, special)
 
     fields = st.sampled_from(sorted(batch))
     for name, how in data.draw(
@@ -305,7 +305,7 @@ def test_programs_cover_all_kinds() -> None:
 def test_programs(index: int, rng: np.random.Generator) -> None:
     """What is mixed is right, and the check sees whatever else it could be."""
     it = program(index)
-    batch = nested(it.batch(rng, special=False))
+    batch = nested(batch_of(rng, it.size, it.fields))
     out = check_batch(it, batch, good=True, special=False)
     for name, value in leaves(out):
         value = np.array(value)

@@ -1,25 +1,25 @@
-"""What a field says about the image: every kind against a loop over records in plain NumPy."""
+"""What a field says about the image: every kind, its errors, and the names of fields."""
 
 import ast
 import collections
 import dataclasses
-import functools
 import pickle
 import zlib
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import KINDS
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import reference
+from common import KINDS, everywhere, over
+from programs import Points, batch_of, coins, fog, with_all_kinds
 
 import grain_mix as gm
 from grain_mix import _fields
 
 SIZE, HEIGHT, WIDTH = 8, 12, 10
+MIXUP, CUT = gm.MixUpBatch, gm.CutMixBatch
 
 
 def make_batch(rng: np.random.Generator, **fields: Any) -> dict[str, Any]:
@@ -30,30 +30,6 @@ def make_batch(rng: np.random.Generator, **fields: Any) -> dict[str, Any]:
     }
 
 
-def over(count: int) -> NamedSharding:
-    mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count])
-    return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def everywhere(transform: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What `map` gives, after seeing that `jit`, two devices and a copy of it give the same."""
-    mixed: dict[str, np.ndarray] = transform.map(batch)
-    others = [
-        jax.jit(transform.mix)(batch),
-        dataclasses.replace(transform, sharding=over(2)).map(batch),
-        pickle.loads(pickle.dumps(transform)).map(batch),
-    ]
-    for other in others:
-        assert other.keys() == mixed.keys()
-        for name, value in mixed.items():
-            assert other[name].dtype == value.dtype, name
-            np.testing.assert_array_equal(np.asarray(other[name]), value, name)
-    return mixed
-
-
-TRANSFORMS = [gm.MixUpBatch(0.8), gm.CutMixBatch(), gm.MixBatch(prob=0.8)]
-
-
 def of(transform: Any, targets: Any, **options: Any) -> Any:
     return dataclasses.replace(transform, targets=targets, label_key=None, **options)
 
@@ -61,128 +37,50 @@ def of(transform: Any, targets: Any, **options: Any) -> Any:
 # --- kinds --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
-def test_kinds_of_the_whole_image(transform: Any, rng: np.random.Generator) -> None:
-    batch = make_batch(
-        rng,
-        ids=rng.integers(7, size=SIZE),
-        column=rng.integers(7, size=(SIZE, 1), dtype=np.uint8),
-        tags=rng.integers(2, size=(SIZE, 5), dtype=np.int8),
-        age=rng.normal(size=SIZE),
-        soft=rng.dirichlet(np.ones(4), size=SIZE).astype(np.float32),
-        many=rng.integers(2**31, size=SIZE),
-        caption=rng.integers(999, size=(SIZE, 6), dtype=np.int32),
-    )
-    targets = {
-        "ids": gm.OneHot(7),
-        "column": gm.OneHot(7, smoothing=0.1),
-        "tags": gm.MultiHot(smoothing=0.2),
-        "age": gm.Soft(),
-        "soft": gm.Soft(smoothing=0.1),
-        "many": gm.Sparse(),
-        "caption": gm.Pair(),
-    }
-    transform = of(transform, targets)
-    mixed = everywhere(transform, batch)
-    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
-    for i in range(SIZE):
-        j, lam = i ^ 1, float(draw.lam[i])
-
-        def mean(own: Any, other: Any, lam: float = lam) -> Any:
-            return lam * np.asarray(own, np.float64) + (1 - lam) * np.asarray(other, np.float64)
-
-        hot = np.eye(7)
-        expected = {
-            "ids": mean(hot[batch["ids"][i]], hot[batch["ids"][j]]),
-            "column": mean(hot[batch["column"][i, 0]], hot[batch["column"][j, 0]]) * 0.9 + 0.1 / 7,
-            "tags": mean(batch["tags"][i], batch["tags"][j]) * 0.8 + 0.1,
-            "age": mean(batch["age"][i], batch["age"][j]),
-            "soft": mean(batch["soft"][i], batch["soft"][j]) * 0.9 + 0.1 / 4,
-        }
-        for name, value in expected.items():
-            assert mixed[name].dtype == np.float32
-            np.testing.assert_allclose(mixed[name][i], value, rtol=1e-6, atol=1e-7, err_msg=name)
-        for name in ("many", "caption"):
-            np.testing.assert_array_equal(mixed[name][i], batch[name][[i, j]], name)
-            np.testing.assert_array_equal(mixed[f"{name}_weight"][i], np.float32([lam, 1 - lam]))
-    assert mixed["many"].dtype == np.int32
+EVERY = {
+    "mixup": MIXUP(0.8, prob=0.8),
+    "mixup by 0 or 1": MIXUP(0.01),
+    "cutmix": CUT(),
+    "cutmix, channels first": CUT(spatial_axes=(2, 3)),
+    "both": gm.MixBatch(prob=0.8),
+    "both, axes turned": gm.MixBatch(spatial_axes=(2, 1)),
+    "a map of bool": gm.WeightMapMixBatch(coins),
+    "a map of floats": gm.WeightMapMixBatch(fog),
+}
 
 
-def test_union_of_tags(rng: np.random.Generator) -> None:
-    """What is in either clip is in the mixed one, and nothing of a clip that weighs nothing."""
-    batch = make_batch(rng, tags=rng.random((SIZE, 5)).astype(np.float32))
-    transform = of(gm.MixUpBatch(prob=0.5), {"tags": gm.MultiHot(union=True)})
-    mixed = everywhere(transform, batch)
-    lam = np.asarray(transform.draw(batch["mix_seed"], batch["image"].shape).lam)
-    tags, other = batch["tags"], batch["tags"].reshape(-1, 2, 5)[:, ::-1].reshape(-1, 5)
-    np.testing.assert_array_equal(mixed["tags"][lam == 1], tags[lam == 1])
-    np.testing.assert_array_equal(mixed["tags"][lam == 0], other[lam == 0])
-    both = (lam > 0) & (lam < 1)
-    np.testing.assert_array_equal(mixed["tags"][both], np.maximum(tags, other)[both])
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
-def test_kinds_for_each_position(transform: Any, rng: np.random.Generator) -> None:
-    """Value maps are what an image of the same numbers would be; label maps are never averaged."""
-    heat = rng.normal(size=(SIZE, HEIGHT, WIDTH)).astype(np.float32)
-    batch = make_batch(
-        rng,
-        image=rng.integers(256, size=(SIZE, 3, HEIGHT, WIDTH), dtype=np.uint8),
-        heat=heat,
-        turned=np.ascontiguousarray(heat.transpose(0, 2, 1)),
-        classes=rng.integers(9, size=(SIZE, HEIGHT, WIDTH), dtype=np.uint8),
-    )
-    targets = {
-        "heat": gm.ValueMap(),
-        "turned": gm.ValueMap(axes=(2, 1)),
-        "classes": gm.LabelMap(),
-    }
-    transform = of(transform, targets, spatial_axes=(2, 3))
-    mixed = everywhere(transform, batch)
-    alone = dataclasses.replace(transform, targets=None, image_key="heat", spatial_axes=(1, 2)).map(
-        {"heat": heat, "mix_seed": batch["mix_seed"]}
-    )
-    np.testing.assert_array_equal(mixed["heat"], alone["heat"])
-    np.testing.assert_array_equal(mixed["turned"].transpose(0, 2, 1), alone["heat"])
-    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
-    own = batch["classes"]
-    other = own[np.arange(SIZE) ^ 1]
-    inside = np.zeros(own.shape, bool)
-    for i, box in enumerate([] if draw.box is None else np.asarray(draw.box)):
-        inside[i, box[0, 0] : box[0, 1], box[1, 0] : box[1, 1]] = True
-    cut = np.where(inside, other, own)
-    if isinstance(transform, gm.CutMixBatch):
-        np.testing.assert_array_equal(mixed["classes"], cut)
-        return
-    np.testing.assert_array_equal(mixed["classes"], np.stack([cut, other], axis=1))
-    lam = np.asarray(draw.mixup_lam)
-    np.testing.assert_array_equal(mixed["classes_weight"], np.stack([lam, 1 - lam], axis=1))
+@pytest.mark.parametrize("name", EVERY)
+def test_every_kind(name: str, rng: np.random.Generator) -> None:
+    """As the reference says; the same under `jit`, on two devices, and by a copy."""
+    transform, batch = with_all_kinds(EVERY[name]), batch_of(rng, SIZE)
+    if transform.spatial_axes == (2, 3):
+        batch["image"] = np.moveaxis(batch["image"], -1, 1)
+    if transform.spatial_axes == (2, 1):
+        batch["turned"] = np.moveaxis(batch["turned"], 2, 3)
+        batch["points"] = batch["points"][..., ::-1]
+    reference.check_mixed(transform, batch, everywhere(transform, batch))
 
 
 @pytest.mark.parametrize("kind", ["mixup", "both"])
 def test_weighted_label_maps_are_what_the_image_shows(kind: str, rng: np.random.Generator) -> None:
     """The image is the one-hot map, so that the weighted maps must give it back."""
-    size = 2501
+    size = 501
     maps = rng.integers(0, 7, (size, 6, 5)).astype(np.int32)
-    image = np.eye(7, dtype=np.float32)[maps]
     batch = {
-        "image": image,
+        "image": np.eye(7, dtype=np.float32)[maps],
         "mask": maps,
         "more": {"mask": maps[..., None].astype(np.uint8)},
         "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
     }
     targets = {"mask": gm.LabelMap(), "more/mask": gm.LabelMap()}
-    transform = KINDS[kind](targets=targets, prob=0.8, spatial_axes=(1, 2))
-    mixed = transform.map(batch)
+    mixed = KINDS[kind](targets=targets, prob=0.8, spatial_axes=(1, 2)).map(batch)
     weights, masks = mixed["mask_weight"], mixed["mask"]
-    assert masks.shape == (size, 2, 6, 5)
-    assert weights.dtype == np.float32
     shown = (np.eye(7)[masks] * weights[:, :, None, None, None]).sum(axis=1)
     np.testing.assert_allclose(mixed["image"], shown, atol=1e-6)
+    assert ((weights > 0) & (weights < 1)).any()
     assert mixed["more"]["mask"].dtype == np.uint8
     np.testing.assert_array_equal(mixed["more"]["mask"][..., 0], masks)
-    np.testing.assert_array_equal(mixed["more"]["mask_weight"], weights)
-    assert ((weights > 0) & (weights < 1)).any()
+    np.testing.assert_array_equal(mixed["more"]["mask_weight"], weights, strict=True)
 
 
 def test_labels_for_each_frame_are_cut_with_time(rng: np.random.Generator) -> None:
@@ -191,76 +89,36 @@ def test_labels_for_each_frame_are_cut_with_time(rng: np.random.Generator) -> No
         "frames": np.arange(SIZE, dtype=np.float32).repeat(60).reshape(SIZE, 20, 3),
         "mix_seed": rng.integers(2**32, size=SIZE, dtype=np.uint32),
     }
-    transform = of(gm.CutMixBatch(), {"frames": gm.ValueMap()}, spatial_axes=(1,))
-    mixed = everywhere(transform, batch)
-    own = mixed["frames"][..., 0] == np.arange(SIZE)[:, None]
+    transform = of(CUT(), {"frames": gm.ValueMap()}, spatial_axes=(1,))
+    own = transform.map(batch)["frames"][..., 0] == np.arange(SIZE)[:, None]
     np.testing.assert_allclose(own.mean(1), transform.draw(batch["mix_seed"], (SIZE, 20)).lam)
 
 
 # --- a user's own kind --------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Keypoints(gm.Target):
-    """Points `[K, 2]`, rows first, in pixels; what is hidden is not visible any more."""
-
-    flags: str
-    adds = ("_weight",)
-    positions = True
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.flags,)
-
-    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
-        assert len(space.axes) == 2
-        points = jnp.concatenate([own[""], partner[""]])
-        flags = jnp.concatenate([own[self.flags], partner[self.flags]])
-        weight = jnp.concatenate([draw.own_weight(own[""]), 1 - draw.own_weight(partner[""])])
-        return {"": points, self.flags: flags & (weight > 0), "_weight": weight}
-
-    def check(self, name: str, array: Any, space: gm.Space) -> None:
-        if array.shape[2:] != (2,):
-            raise ValueError(f"{name!r} is no points")
-        if isinstance(array, np.ndarray) and (array < 0).any():
-            raise ValueError(f"{name!r} below 0")
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
-def test_a_users_own_kind(transform: Any, rng: np.random.Generator) -> None:
-    points = (rng.random((SIZE, 6, 2)) * [HEIGHT, WIDTH]).astype(np.float32)
-    batch = make_batch(rng, points=points, seen=rng.random((SIZE, 6)) < 0.8)
-    transform = of(transform, {"points": Keypoints("seen")})
-    mixed = everywhere(transform, batch)
-    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
-    for i in range(SIZE):
-        for side, (j, offset) in enumerate(((i, 0), (i ^ 1, 6))):
-            for k, (y, x) in enumerate(points[j]):
-                weight = 1.0 if draw.mixup_lam is None else float(draw.mixup_lam[i])
-                if draw.box is not None:
-                    (top, bottom), (left, right) = np.asarray(draw.box[i])
-                    weight = 0.0 if top <= y < bottom and left <= x < right else weight
-                weight = 1 - weight if side else weight
-                assert mixed["points_weight"][i, offset + k] == np.float32(weight)
-                assert mixed["seen"][i, offset + k] == (batch["seen"][j, k] and weight > 0)
-    np.testing.assert_array_equal(mixed["points"][:, :6], points)
-
-
-def test_own_weight_is_the_pixels_weight(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "both", "a map of floats"])
+def test_own_weight_is_the_pixels_weight(name: str, rng: np.random.Generator) -> None:
     """Images of 1 with partners of 0 show each pixel's own weight."""
+    transform = EVERY[name]
+    batch = make_batch(rng, image=np.ones((SIZE, HEIGHT, WIDTH, 1), np.float32))
+    batch["image"][1::2] = 0
+    points = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1) + np.zeros((SIZE, 1, 1, 1))
+    shown = dataclasses.replace(transform, label_key=None).map(batch)["image"][..., 0]
+    weight = transform.draw(batch["mix_seed"], batch["image"].shape).own_weight(
+        points + rng.random() * 0.999  # which float32 does not round up to the next pixel
+    )
+    np.testing.assert_allclose(shown[::2], weight[::2], atol=1e-6)
 
-    def stripes(key: Any, lam: Any, lengths: tuple[int, ...]) -> Any:
-        return jax.random.uniform(key, lengths)
 
-    image = np.float32([1, 0] * 4)[:, None, None, None] * np.ones((1, HEIGHT, WIDTH, 1), np.float32)
-    seeds = rng.integers(2**32, size=SIZE, dtype=np.uint32)
-    pixels = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1)
-    points = np.broadcast_to(pixels, (SIZE, *pixels.shape))
-    for transform in (*TRANSFORMS, gm.WeightMapMixBatch(stripes)):
-        transform = dataclasses.replace(transform, label_key=None)
-        shown = transform.map({"image": image, "mix_seed": seeds})["image"][..., 0]
-        weight = transform.draw(seeds, image.shape).own_weight(points + rng.random())
-        np.testing.assert_allclose(shown[::2], weight[::2], atol=1e-6)
+@dataclasses.dataclass(frozen=True)
+class Own(gm.Target):
+    """What a function makes of a record's own value and its draw."""
+
+    function: Any = lambda own, draw: own
+
+    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+        return self.function(own, draw)
 
 
 def test_mistakes_in_a_users_own_kind(rng: np.random.Generator) -> None:
@@ -271,13 +129,6 @@ def test_mistakes_in_a_users_own_kind(rng: np.random.Generator) -> None:
     @dataclasses.dataclass(frozen=True)
     class Listed(Melted):
         names: Any = ()
-
-    @dataclasses.dataclass(frozen=True)
-    class Adds(gm.Target):
-        result: Any
-
-        def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
-            return self.result(own, draw)
 
     for kind, message in (
         (Melted(), "frozen dataclass, which cannot change; decorate class Melted"),
@@ -292,35 +143,15 @@ def test_mistakes_in_a_users_own_kind(rng: np.random.Generator) -> None:
     for function, error, message in (
         (lambda own, draw: {"": own, "_more": own}, KeyError, "_more.*adds ="),
         (lambda own, draw: {}, KeyError, "'' among them"),
-        (
-            lambda own, draw: own if draw.lam > 0.5 else 0 * own,
-            TypeError,
-            "Adds.mix looks.*jnp.where",
-        ),
-        (lambda own, draw: own * np.random.rand(), ValueError, "Adds.mix gave two programs"),
+        (lambda own, draw: own if draw.lam > 0.5 else -own, TypeError, "Own.mix looks.*jnp.where"),
+        (lambda own, draw: own * np.random.rand(), ValueError, "Own.mix gave two programs"),
     ):
         with pytest.raises(error, match=message):
-            of(gm.MixUpBatch(), {"age": Adds(function)}).map(batch)
-    keypoints = of(gm.MixUpBatch(), {"age": Keypoints("seen")})
-    with pytest.raises(ValueError, match="'age' is no points"):
-        keypoints.map({**batch, "seen": batch["age"] > 0.5})
-    points = -np.ones((SIZE, 3, 2), np.float32)
-    with pytest.raises(ValueError, match="'age' below 0"):
-        keypoints.map({**batch, "age": points, "seen": batch["age"] > 0.5})
-
-
-def keeps(own: Any, draw: Any) -> Any:
-    return own
-
-
-@dataclasses.dataclass(frozen=True)
-class Own(gm.Target):
-    """What a function makes of a record's own value."""
-
-    function: Any = keeps
-
-    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
-        return self.function(own, draw)
+            of(gm.MixUpBatch(), {"age": Own(function)}).map(batch)
+    points = of(MIXUP(), {"age": Points("seen")})
+    for age in (batch["age"], np.full((SIZE, 3, 2), np.nan, np.float32)):
+        with pytest.raises(ValueError, match="Points: 'age'; expected points"):
+            points.map(batch | {"age": age, "seen": np.ones(SIZE)})
 
 
 def test_what_enters_a_users_own_kind(rng: np.random.Generator) -> None:
@@ -376,8 +207,6 @@ def test_wrong_arguments_of_a_kind() -> None:
 # --- nothing is guessed -------------------------------------------------------------------------
 
 MASK = np.zeros((SIZE, HEIGHT, WIDTH), np.uint8)
-CUT = functools.partial(gm.CutMixBatch)
-MIXUP = functools.partial(gm.MixUpBatch)
 
 
 @pytest.mark.parametrize(
