@@ -149,7 +149,11 @@ def batch_of(
 
 
 def values(
-    rng: np.random.Generator, content: str, shape: tuple[int, ...], dtype: str, special: bool
+    rng: np.random.Generator,
+    content: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    special: bool = False,
 ) -> np.ndarray:
     floats, made = "float" in dtype, jnp.dtype(dtype)
     if content == "ids":
