@@ -1,6 +1,7 @@
 """Partners that records bring, and seeds of a step's key."""
 
 import dataclasses
+import re
 import zlib
 from typing import Any
 
@@ -8,118 +9,69 @@ import grain
 import jax
 import numpy as np
 import pytest
-from common import KINDS, assert_same, each_kind, make_batch
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import reference
+from common import KINDS, assert_same, each_kind, everywhere, make_batch, over
+from jax.sharding import AxisType, PartitionSpec
+from programs import batch_of, coins, with_all_kinds
 
 import grain_mix as gm
 
 
-def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
-    mesh = jax.make_mesh((count,), ("data",), (axis_type,), devices=jax.devices()[:count])
-    return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def halves(key: Any, lam: Any, lengths: tuple[int, ...]) -> Any:
-    return jax.random.uniform(key, lengths) < lam
-
-
-TARGETS = {
-    "label": gm.OneHot(10),
-    "tags": gm.MultiHot(union=True),
-    "sparse": gm.Sparse(),
-    "age": gm.Soft(),
-    "text": gm.Pair(),
-    "depth": gm.ValueMap(),
-    "classes": gm.LabelMap(),
-    "boxes": gm.Boxes("xyxy", fields=("box_class",), masks="masks"),
-}
-
-
-def record_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
-    low = rng.integers(0, 5, (size, 2, 2))
-    return {
-        "image": rng.integers(256, size=(size, 11, 9, 3), dtype=np.uint8),
-        "label": rng.integers(10, size=size),
-        "tags": rng.integers(2, size=(size, 4)),
-        "sparse": rng.integers(99, size=size),
-        "age": rng.normal(size=size).astype(np.float32),
-        "text": rng.integers(99, size=(size, 3)),
-        "depth": rng.normal(size=(size, 11, 9)).astype(np.float32),
-        "classes": rng.integers(9, size=(size, 11, 9), dtype=np.uint8),
-        "boxes": np.concatenate([low, low + rng.integers(0, 5, (size, 2, 2))], -1).astype(np.int32),
-        "box_class": rng.integers(9, size=(size, 2)),
-        "masks": rng.integers(2, size=(size, 2, 11, 9), dtype=np.uint8),
-        "valid": rng.random(size) < 0.8,
-    }
-
-
-def batch_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
-    return {
-        **record_of(rng, size),
-        "mix_seed": rng.integers(2**32, size=size, dtype=np.uint32),
-        "other": record_of(rng, size),
-    }
+def pairs_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
+    """Records that bring partners, some of them padding."""
+    batch, other = (batch_of(rng, size) | {"valid": rng.random(size) < 0.75} for _ in range(2))
+    del other["mix_seed"]
+    return batch | {"other": other}
 
 
 @each_kind
 @pytest.mark.filterwarnings("ignore:grain_mix. several records of one batch")
 def test_a_partner_of_ones_own_is_as_a_neighbour(kind: str, rng: np.random.Generator) -> None:
     """In a batch where each record is followed by its partner, the even records are the same."""
-    batch = batch_of(rng, 6)
-    del batch["valid"], batch["other"]["valid"]
-    transform = KINDS[kind](targets=TARGETS)
+    batch = pairs_of(rng, 6)
+    transform = with_all_kinds(KINDS[kind](), valid_key="valid")
     mixed = dataclasses.replace(transform, partner_key="other").map(batch)
-    seeds, other = batch.pop("mix_seed"), batch.pop("other")
+    other = batch.pop("other") | {"mix_seed": batch["mix_seed"]}
     woven = {
         name: np.stack([value, other[name]], 1).reshape(12, *value.shape[1:])
         for name, value in batch.items()
     }
-    expected = transform.map(woven | {"mix_seed": seeds.repeat(2)})
-    assert mixed.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(mixed[name], value[::2], name)
+    expected = transform.map(woven)
+    assert_same([mixed], [{name: value[::2] for name, value in expected.items()}])
 
 
 @each_kind
 def test_batches_devices_and_jit_change_nothing(kind: str, rng: np.random.Generator) -> None:
-    batch = batch_of(rng, 8)
-    transform = KINDS[kind](targets=TARGETS, partner_key="other", valid_key="valid", prob=0.9)
-    mixed = transform.map(batch)
-    draw = transform.draw(
-        batch["mix_seed"], batch["image"].shape, batch["valid"] & batch["other"]["valid"]
-    )
-    assert draw.partner is None
-    assert ((np.asarray(draw.lam) < 1) <= (batch["valid"] & batch["other"]["valid"])).all()
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(8)]
-    alone = [transform.map(part) for part in parts]
-    for other in (
-        {name: np.concatenate([part[name] for part in alone]) for name in mixed},
-        jax.jit(transform.mix)(batch),
-        dataclasses.replace(transform, sharding=over(8)).map(batch),  # a record for each
-        jax.jit(transform.mix)(jax.device_put(batch, over(4, AxisType.Explicit))),
-    ):
-        assert other.keys() == mixed.keys()
-        for name, value in mixed.items():
-            np.testing.assert_array_equal(np.asarray(other[name]), value, name)
+    batch = pairs_of(rng, 8)
+    transform = with_all_kinds(KINDS[kind](), partner_key="other", valid_key="valid", prob=0.9)
+    mixed = everywhere(transform, batch)
+    reference.check_mixed(transform, batch, mixed)
+    for i in range(8):
+        alone = transform.map(jax.tree.map(lambda x, i=i: x[i : i + 1], batch))
+        assert_same([alone], [{name: value[i : i + 1] for name, value in mixed.items()}])
+    on_eight = dataclasses.replace(transform, sharding=over(8))  # a record for each
+    assert_same([jax.device_get(on_eight.map(batch))], [mixed])
+    real = batch["valid"] & batch["other"]["valid"]
+    assert transform.draw(batch["mix_seed"], batch["image"].shape, real).partner is None
 
 
-def test_weight_maps_batches_that_share_a_draw_and_tuples(rng: np.random.Generator) -> None:
-    batch = batch_of(rng, 5)
-    own, other = ((x["image"], x["label"]) for x in (batch, batch["other"]))
-    names: dict[str, Any] = {"image_key": 0, "label_key": 1, "num_classes": 10}
+@pytest.mark.parametrize("transform", [gm.WeightMapMixBatch(coins), gm.MixUpBatch(mode="batch")])
+def test_maps_tuples_and_a_shared_draw(transform: Any, rng: np.random.Generator) -> None:
+    batch, other = make_batch(rng, 5), make_batch(rng, 5)
+    del other["mix_seed"]
+    transform = dataclasses.replace(transform, num_classes=10, partner_key="other")
+    mixed = transform.map(batch | {"other": other})
+    reference.check_mixed(transform, batch | {"other": other}, mixed)
+    lam = transform.draw(batch["mix_seed"], batch["image"].shape).lam
+    assert transform.mode == "elem" or len(set(lam.tolist())) == 1
+    expected = mixed["image"], mixed["label"]
+    fields, partner = (batch["image"], batch["label"]), (other["image"], other["label"])
     seeds = {"mix_seed": batch["mix_seed"]}
-    for transform in (gm.WeightMapMixBatch(halves, **names), gm.MixUpBatch(mode="batch", **names)):
-        with_partner = dataclasses.replace(transform, partner_key="other")
-        out = with_partner.map((*own, {**seeds, "other": other}))
-        assert len(out) == 2
-        third = dataclasses.replace(transform, partner_key=2).map((*own, other, seeds))
-        assert_same([third], [out])
-        draw = with_partner.draw(batch["mix_seed"], own[0].shape)
-        hot = np.eye(10, dtype=np.float32)
-        lam = np.asarray(draw.lam)[:, None]
-        expected = lam * hot[own[1]] + (1 - lam) * hot[other[1]]
-        np.testing.assert_allclose(out[1], expected, atol=1e-6)
-        assert transform.mode == "elem" or len(set(lam.ravel())) == 1
+    names: dict[str, Any] = {"image_key": 0, "label_key": 1}
+    in_dict = dataclasses.replace(transform, **names)
+    in_third = dataclasses.replace(transform, **names, partner_key=2)
+    assert_same([in_dict.map((*fields, {**seeds, "other": partner}))], [expected])
+    assert_same([in_third.map((*fields, partner, seeds))], [expected])
 
 
 def test_background_noise_without_labels(rng: np.random.Generator) -> None:
@@ -138,16 +90,14 @@ def test_grains_datasets_that_are_zipped(rng: np.random.Generator) -> None:
     """The same bits for any batch size and any split, and in worker processes."""
 
     def records(offset: int) -> grain.MapDataset:
-        data = [
-            {"image": np.full((6, 5, 3), 10 * i + offset, np.uint8), "label": i} for i in range(12)
-        ]
-        return grain.MapDataset.source(data).seed(offset)
+        images = [np.full((6, 5, 3), 10 * i + offset, np.uint8) for i in range(12)]
+        data = [{"image": image, "label": i} for i, image in enumerate(images)]
+        return grain.MapDataset.source(data).seed(offset).shuffle()
 
     def pairs() -> grain.MapDataset:
-        both = grain.experimental.ZipMapDataset([records(1).shuffle(), records(2).shuffle()])
-        return (
-            both.map(lambda pair: {**pair[0], "other": pair[1]}).seed(3).random_map(gm.RecordSeed())
-        )
+        both = grain.experimental.ZipMapDataset([records(1), records(2)])
+        both = both.map(lambda pair: {**pair[0], "other": pair[1]})
+        return both.seed(3).random_map(gm.RecordSeed())
 
     mix = gm.CutMixBatch(num_classes=12, partner_key="other")
 
@@ -166,36 +116,29 @@ def test_grains_datasets_that_are_zipped(rng: np.random.Generator) -> None:
     assert_same([hosts[i % 3][i // 3] for i in range(12)], expected)
 
 
+OTHER_IMAGE, OTHER_LABEL = np.zeros((4, 11, 8, 3), np.uint8), np.arange(4, dtype=np.int32)
+
+
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"other": None}, TypeError, "'other' is a NoneType.*a dict or a tuple"),
-        ({"image": ...}, KeyError, "no field 'other/image' among .*the partner of 'image'"),
-        ({"label": ...}, KeyError, "no field 'other/label'.*the partner of 'label'"),
-        (
-            {"image": np.zeros((4, 11, 8, 3), np.uint8)},
-            ValueError,
-            r"'image' is uint8 \[4, 11, 9, 3\], but 'other/image' is uint8 \[4, 11, 8, 3\]",
-        ),
-        (
-            {"label": np.arange(4, dtype=np.int32)},
-            ValueError,
-            "'label' is int64.*'other/label' is int32",
-        ),
-        ({"label": np.array([0, 1, 2, 99])}, ValueError, "'other/label' from 0 to 99"),
+        (None, "TypeError: .*'other' is a NoneType.*a dict or a tuple"),
+        ({"image": None}, "KeyError: .*no field 'other/image' among .*the partner of 'image'"),
+        ({"label": None}, "KeyError: .*no field 'other/label'.*the partner of 'label'"),
+        ({"image": OTHER_IMAGE}, r"ValueError.*9, 3\], but 'other/image' is uint8 \[4, 11, 8, 3\]"),
+        ({"label": OTHER_LABEL}, "ValueError: .*'label' is int64.*'other/label' is int32"),
+        ({"label": np.array([0, 1, 2, 99])}, "ValueError: OneHot: .*'other/label' from 0 to 99"),
     ],
 )
-def test_partners_that_do_not_fit(
-    changes: dict[str, Any], error: type[Exception], message: str, rng: np.random.Generator
-) -> None:
+def test_partners_that_do_not_fit(changes: Any, message: str, rng: np.random.Generator) -> None:
     batch = make_batch(rng, 4)
-    other: Any = {"image": batch["image"], "label": batch["label"]} | changes
-    if "other" in changes:
-        other = changes["other"]
-    else:
-        other = {name: value for name, value in other.items() if value is not ...}
-    with pytest.raises(error, match=f"(MixUpBatch|OneHot): .*{message}"):
+    other = None
+    if changes is not None:
+        other = {"image": batch["image"], "label": batch["label"]} | changes
+        other = {name: value for name, value in other.items() if value is not None}
+    with pytest.raises((KeyError, TypeError, ValueError)) as error:
         gm.MixUpBatch(num_classes=10, partner_key="other").map(batch | {"other": other})
+    assert re.match(message, f"{error.typename}: {error.value.args[0]}")
 
 
 def test_pairs_that_are_no_records_yet(rng: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import pickle
-from collections.abc import Callable
+import re
 from typing import Any
 
 import grain
@@ -14,115 +14,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import weight_maps
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from reference import mixup_one, partner_of
+from common import assert_same, everywhere, make_batch, over
+from jax.sharding import AxisType, PartitionSpec
+from programs import coins, fog, values
 
 import grain_mix as gm
+from grain_mix import _mixing
 
 Lengths = tuple[int, ...]
-
-
-def coins(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
-    """Each pixel by itself: own with the chance lam."""
-    return jax.random.uniform(key, lengths) < lam
-
-
-def fog(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
-    """Any weights, with many that are 0 and 1."""
-    return jnp.clip(jax.random.uniform(key, lengths, minval=-0.5, maxval=1) + lam, 0, 1)
-
-
-KINDS: dict[str, Callable[..., jax.Array]] = {"bool": coins, "float": fog}
-each_kind = pytest.mark.parametrize("kind", KINDS)
-SHAPES = {  # of a batch, and the axes of its map
-    "images": ((5, 6, 7, 3), (1, 2)),
-    "channels first": ((4, 3, 5, 8), (2, 3)),
-    "axes turned": ((4, 6, 5, 4), (2, 1)),
-    "axes from the end": ((4, 6, 5), (-1, -2)),
-    "sound": ((6, 9), (1,)),
-    "volumes": ((4, 3, 4, 5, 2), (1, 2, 3)),
-}
+KINDS = {"bool": coins, "float": fog}
 
 
 def batch_of(
-    rng: np.random.Generator, shape: tuple[int, ...] = (8, 9, 7, 3), dtype: Any = "uint8"
-) -> dict[str, np.ndarray]:
-    images = rng.integers(0, 256, shape, np.uint8)
-    return {
-        "image": images > 127 if dtype == "bool" else images.astype(jnp.dtype(dtype)),
-        "label": rng.integers(0, 5, shape[0]),
-        "mix_seed": rng.integers(2**32, size=shape[0], dtype=np.uint32),
-    }
+    rng: np.random.Generator, shape: tuple[int, ...] = (8, 9, 7, 3), dtype: str = "uint8"
+) -> dict[str, Any]:
+    return make_batch(rng, shape[0], image=values(rng, "any", shape, dtype))
 
 
-def by_hand(x: np.ndarray, weights: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Pixel by pixel."""
-    axes = tuple(axis % x.ndim for axis in axes)
-    out = x.copy()
-    for i in range(len(x)):
-        for position in itertools.product(*map(range, weights.shape[1:])):
-            at: list[Any] = [slice(None)] * x.ndim
-            for axis, p in zip(axes, position, strict=True):
-                at[axis] = p
-            own, other = x[(i, *at[1:])], x[(partner_of(i, len(x)), *at[1:])]
-            w = weights[(i, *position)]
-            out[(i, *at[1:])] = (
-                (own if w else other)
-                if weights.dtype == bool
-                else mixup_one(np.asarray(own), np.asarray(other), float(w))
-            )
-    return out
+def by_map(function: Any, **more: Any) -> gm.WeightMapMixBatch:
+    return gm.WeightMapMixBatch(function, num_classes=10, **more)
 
 
 # --- one formula ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "dtype"),
+    ("kind", "dtype", "shape", "axes"),
     [
-        *zip(itertools.cycle(KINDS), SHAPES, itertools.repeat("uint8"), strict=False),
-        ("float", "images", "uint8"),
-        ("float", "images", "float32"),
+        ("bool", "uint8", (5, 6, 7, 3), (1, 2)),
+        ("float", "uint8", (4, 3, 5, 8), (2, 3)),  # channels first
+        ("bool", "uint16", (4, 6, 5, 4), (2, 1)),
+        ("float", "bfloat16", (4, 6, 5), (-1, -2)),
+        ("bool", "bool", (6, 9), (1,)),
+        ("float", "float32", (4, 3, 4, 5, 2), (1, 2, 3)),
+        ("float", "int8", (5, 6, 7, 3), (1, 2)),
     ],
 )
-def test_pixels_and_labels(kind: str, shape: str, dtype: str, rng: np.random.Generator) -> None:
-    sizes, axes = SHAPES[shape]
-    batch = batch_of(rng, sizes, dtype)
-    transform = gm.WeightMapMixBatch(KINDS[kind], spatial_axes=axes, num_classes=5)
-    draw = transform.draw(batch["mix_seed"], sizes)
-    weights = np.asarray(draw.weights)
-    assert weights.shape == (sizes[0], *(sizes[axis] for axis in axes))
-    assert weights.dtype == (bool if kind == "bool" else np.float32)
-    mixed = transform.map(batch)
-    expected = by_hand(batch["image"], weights, axes)
-    if dtype == "uint8" or kind == "bool":
-        np.testing.assert_array_equal(mixed["image"], expected)
-    else:
-        np.testing.assert_allclose(mixed["image"], expected, rtol=1e-6, atol=1e-4)
-    own, other = np.eye(5)[batch["label"]], np.eye(5)[batch["label"]]
-    other = other[[partner_of(i, sizes[0]) for i in range(sizes[0])]]
-    mean = weights.reshape(sizes[0], -1).mean(axis=1, dtype=np.float64)
-    lam = mean.astype(np.float32) if kind == "bool" else mean
-    np.testing.assert_allclose(draw.lam, lam, rtol=0, atol=0 if kind == "bool" else 1e-6)
-    expected = np.asarray(draw.lam)[:, None] * own + (1 - np.asarray(draw.lam)[:, None]) * other
-    np.testing.assert_allclose(mixed["label"], expected, rtol=0, atol=2e-7)
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("bool", "uint16"), ("float", "int8"), ("float", "bfloat16")]
-)
-def test_other_dtypes(kind: str, dtype: str, rng: np.random.Generator) -> None:
-    batch = batch_of(rng, (4, 5, 4, 1), dtype)
-    transform = gm.WeightMapMixBatch(KINDS[kind], label_key=None)
-    weights = np.asarray(transform.draw(batch["mix_seed"], batch["image"].shape).weights)
-    mixed = transform.map(batch)["image"]
-    assert mixed.dtype == batch["image"].dtype
-    expected = by_hand(batch["image"], weights, (1, 2))
-    tolerance = 2**-7 if "float" in dtype and kind == "float" else 0
-    np.testing.assert_allclose(
-        mixed.astype(np.float64), expected.astype(np.float64), rtol=tolerance, atol=0
-    )
+def test_pixels_and_labels(
+    kind: str, dtype: str, shape: tuple[int, ...], axes: Lengths, rng: np.random.Generator
+) -> None:
+    batch, transform = batch_of(rng, shape, dtype), by_map(KINDS[kind], spatial_axes=axes)
+    draw = transform.draw(batch["mix_seed"], shape)
+    assert draw.weights.shape == (shape[0], *(shape[axis] for axis in axes))
+    assert draw.weights.dtype == (bool if kind == "bool" else np.float32)
+    reference.check_mixed(transform, batch, transform.map(batch))
 
 
 @pytest.mark.parametrize("lengths", [(4096, 4095), (2**20 + 1,)])
@@ -149,85 +86,36 @@ def test_label_weights_of_large_maps(lengths: Lengths, rng: np.random.Generator)
 
 
 def test_weights_are_on_the_grid_and_the_ends_are_exact(rng: np.random.Generator) -> None:
-    def tiny(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
+    def ends(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
         return jnp.where(lam < 0.5, 0.0, 1.0) + jnp.zeros(lengths, jnp.bfloat16)
 
     batch = batch_of(rng, (64, 3, 3, 1), "float32")
     batch["image"][:32] = np.inf  # 0·inf would be NaN
-    transform = gm.WeightMapMixBatch(tiny, num_classes=5)
-    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
-    weights = np.asarray(draw.weights)
-    assert set(weights.ravel()) == {0.0, 1.0}
-    np.testing.assert_array_equal(draw.lam, weights[:, 0, 0])
-    mixed = transform.map(batch)
-    np.testing.assert_array_equal(mixed["image"], by_hand(batch["image"], weights == 1, (1, 2)))
-    scattered = np.asarray(
-        gm.WeightMapMixBatch(fog).draw(batch["mix_seed"], (64, 8, 8, 1)).weights, np.float64
-    )
+    reference.check_mixed(by_map(ends), batch, by_map(ends).map(batch))
+    assert set(np.unique(by_map(ends).draw(batch["mix_seed"], (64, 3, 3, 1)).weights)) == {0, 1}
+    scattered = np.float64(by_map(fog).draw(batch["mix_seed"], (64, 8, 8, 1)).weights)
     np.testing.assert_array_equal(scattered * 2**24, np.rint(scattered * 2**24))
-
-
-# --- what is mixed with it ------------------------------------------------------------------------
-
-
-def test_all_targets(rng: np.random.Generator) -> None:
-    batch = batch_of(rng, (6, 5, 4, 3))
-    batch |= {
-        "depth": rng.normal(size=(6, 5, 4)).astype(np.float32),
-        "map": rng.integers(0, 9, (6, 5, 4, 1), np.uint8),
-        "flags": rng.random((6, 5, 4)) < 0.5,
-        "age": rng.normal(size=6).astype(np.float32),
-        "caption": rng.integers(0, 99, (6, 7)),
-    }
-    transform = gm.WeightMapMixBatch(
-        coins,
-        image_key=("image", "depth"),
-        targets={
-            "label": gm.OneHot(5),
-            "age": gm.Soft(),
-            "map": gm.LabelMap(),
-            "flags": gm.ValueMap(),
-            "caption": gm.Pair(),
-        },
-    )
-    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
-    weights, lam = np.asarray(draw.weights), np.asarray(draw.lam)
-    mixed = transform.map(batch)
-    for key in ("image", "depth", "map", "flags"):
-        np.testing.assert_array_equal(mixed[key], by_hand(batch[key], weights, (1, 2)))
-    swapped = batch["age"].reshape(3, 2)[:, ::-1].ravel()
-    np.testing.assert_allclose(mixed["age"], lam * batch["age"] + (1 - lam) * swapped, atol=1e-6)
-    assert mixed["caption"].shape == (6, 2, 7)
-    np.testing.assert_array_equal(mixed["caption_weight"], np.stack([lam, 1 - lam], axis=1))
 
 
 @pytest.mark.parametrize("kind", ["bool", pytest.param("float", marks=pytest.mark.slow)])
 def test_prob_valid_and_modes(kind: str, rng: np.random.Generator) -> None:
-    function = KINDS[kind]
-    batch = batch_of(rng, (64, 4, 5, 3)) | {"real": np.arange(64) < 60}
-    shape = batch["image"].shape
+    """`prob` moves no other decision; what is unmixed has weights of 1."""
+    batch = batch_of(rng, (64, 4, 5, 3)) | {"valid": np.arange(64) < 60}
 
     def weights(**fields: Any) -> np.ndarray:
-        draw = gm.WeightMapMixBatch(function, **fields).draw(batch["mix_seed"], shape)
+        transform = by_map(KINDS[kind], **fields)
+        valid = batch["valid"] if "valid_key" in fields else None
+        reference.check_mixed(transform, batch, transform.map(batch))
+        draw = transform.draw(batch["mix_seed"], batch["image"].shape, valid)
         return np.asarray(draw.weights)
 
     always, often = weights(), weights(prob=0.7)
     kept = (often == 1).all(axis=(1, 2))
-    assert 5 < kept.sum() < 40
-    np.testing.assert_array_equal(often[~kept], always[~kept])  # prob moves no other decision
-    assert (weights(prob=0) == 1).all()
+    assert 2 < kept.sum() < 50
+    np.testing.assert_array_equal(often[~kept], always[~kept])
+    np.testing.assert_array_equal(weights(valid_key="valid")[:60], always[:60])
     np.testing.assert_array_equal(weights(mode="pair"), always[::2].repeat(2, axis=0))
     np.testing.assert_array_equal(weights(mode="batch"), always[:1].repeat(64, axis=0))
-    never = gm.WeightMapMixBatch(function, prob=0, num_classes=5).map(batch)
-    np.testing.assert_array_equal(never["image"], batch["image"])
-    np.testing.assert_array_equal(never["label"], np.eye(5)[batch["label"]])
-    padded = gm.WeightMapMixBatch(function, valid_key="real", num_classes=5).map(batch)
-    np.testing.assert_array_equal(padded["image"][60:], batch["image"][60:])
-    assert (padded["image"][:60] != batch["image"][:60]).any()
-    one = {key: value[:1] for key, value in batch.items()}
-    alone = gm.WeightMapMixBatch(function, num_classes=5).map(one)
-    np.testing.assert_array_equal(alone["image"], one["image"])
-    np.testing.assert_array_equal(alone["label"], np.eye(5)[one["label"]])
 
 
 # --- the same record, the same map ----------------------------------------------------------------
@@ -256,26 +144,17 @@ def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
     ],
 )
 def test_everywhere_the_same(kind: str, mode: str, rng: np.random.Generator) -> None:
-    """Over devices, under jit, inside shard_map and set_mesh, and on Explicit axes."""
-    batch = batch_of(rng)
-    plain = gm.WeightMapMixBatch(KINDS[kind], num_classes=5, mode=mode)
-    expected = plain.map(batch)
-    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    found = [jax.jit(plain.mix)(batch)]
-    found += [dataclasses.replace(plain, sharding=split).map(batch)]
-    found += [jax.jit(plain.mix)(jax.device_put(batch, split))]
-    with jax.set_mesh(mesh):
-        found.append(plain.map(batch))
+    """Also of a batch that is split already, inside shard_map and inside set_mesh."""
+    batch, transform = batch_of(rng), by_map(KINDS[kind], mode=mode)
+    expected, split, parts = everywhere(transform, batch), over(4), PartitionSpec("data")
+    found = [jax.jit(transform.mix)(jax.device_put(batch, split))]
+    found.append(transform.mix(jax.device_put(batch, over(4, AxisType.Explicit))))
+    with jax.set_mesh(split.mesh):
+        found.append(transform.map(batch))
     if mode == "elem":
-        parts = PartitionSpec("data")
-        mix = jax.shard_map(plain.mix, mesh=mesh, in_specs=(parts,), out_specs=parts)
+        mix = jax.shard_map(transform.mix, mesh=split.mesh, in_specs=(parts,), out_specs=parts)
         found.append(jax.jit(mix)(batch))
-    explicit = jax.make_mesh((4,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:4])
-    found.append(plain.mix(jax.device_put(batch, NamedSharding(explicit, PartitionSpec("data")))))
-    for mixed in found:
-        for key in expected:
-            np.testing.assert_array_equal(mixed[key], expected[key])
+    assert_same(jax.device_get(found), [expected] * len(found))
 
 
 def test_a_map_is_computed_once(rng: np.random.Generator) -> None:
@@ -313,34 +192,30 @@ def scaled(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
 
 def test_weights_out_of_range(rng: np.random.Generator) -> None:
     """An error where values are known, else NaN in the labels of these records."""
-    batch = batch_of(rng, (64, 4, 4, 3))
-    transform = gm.WeightMapMixBatch(scaled, num_classes=5)
+    batch, transform, shape = batch_of(rng, (64, 4, 4, 3)), by_map(scaled), (64, 4, 4, 3)
     message = r"weight_map gives weights from 1\.\d+ to 1\.\d+ for seed \d+; expected weights from"
     for call in (
         lambda: transform.map(batch),
         lambda: transform.mix(batch),
-        lambda: transform.draw(batch["mix_seed"], (64, 4, 4, 3)),
+        lambda: transform.draw(batch["mix_seed"], shape),
     ):
         with pytest.raises(ValueError, match=rf"^WeightMapMixBatch: {message}"):
             call()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    lam = np.asarray(gm.MixUpBatch(1.0).draw(batch["mix_seed"], (64, 4, 4, 3)).lam)
-    for mixed in (
-        jax.jit(transform.mix)(batch),
-        dataclasses.replace(transform, sharding=sharding).map(batch),
-    ):
-        is_nan = np.isnan(mixed["label"]).any(axis=1)
-        np.testing.assert_array_equal(is_nan, 2 * lam > 1)
-    for wrong in (np.nan, -0.25):
+    lam = np.asarray(gm.MixUpBatch(1.0).draw(batch["mix_seed"], shape).lam)
+    on_device = dataclasses.replace(transform, sharding=over(1))
+    for mixed in (jax.jit(transform.mix)(batch), on_device.map(batch)):
+        np.testing.assert_array_equal(np.isnan(mixed["label"]).any(axis=1), 2 * lam > 1)
 
-        def constant(key: Any, lam: Any, lengths: Lengths, wrong: float = wrong) -> Any:
-            return jnp.full(lengths, wrong)
 
-        with pytest.raises(ValueError, match="weight_map gives weights from"):
-            gm.WeightMapMixBatch(constant).draw(batch["mix_seed"], (64, 4, 4, 3))
-        # A record that stays unmixed needs no weights.
-        never = gm.WeightMapMixBatch(constant, prob=0).draw(batch["mix_seed"], (64, 4, 4, 3))
-        assert (np.asarray(never.weights) == 1).all()
+@pytest.mark.parametrize("wrong", [np.nan, -0.25])
+def test_a_record_that_stays_unmixed_needs_no_weights(wrong: float) -> None:
+    def constant(key: Any, lam: Any, lengths: Lengths) -> Any:
+        return jnp.full(lengths, wrong)
+
+    seeds = np.arange(4, dtype=np.uint32)
+    with pytest.raises(ValueError, match="weight_map gives weights from"):
+        by_map(constant).draw(seeds, (4, 4, 4, 3))
+    assert (np.asarray(by_map(constant, prob=0).draw(seeds, (4, 4, 4, 3)).weights) == 1).all()
 
 
 class Unhashable:
@@ -365,128 +240,73 @@ def test_no_function(function: Any, message: str) -> None:
         gm.WeightMapMixBatch(function)
 
 
+COUNTER = itertools.count()
+NOT_COMPILED = "TypeError: .*looks at values.*when it is compiled.*jnp.where"
+CHANGES = "ValueError: .*two programs.*random number.*a counter.*numbers from key"
+
+
 @pytest.mark.parametrize(
-    ("function", "error", "message"),
+    ("function", "message"),
     [
+        # Another result than weights for each pixel.
+        (lambda k, lam, n: lam, r"ValueError: .*float32 \[\]; expected bool or floats \[9, 7"),
         (
-            lambda key, lam, lengths: lam,
-            ValueError,
-            r"float32 \[\]; expected bool or floats \[9, 7",
+            lambda k, lam, n: jnp.ones((*n, 3)),
+            r"ValueError: .*float32 \[9, 7, 3\]; .*without axes for the batch and for channels",
         ),
-        (
-            lambda key, lam, lengths: jnp.ones((*lengths, 3)),
-            ValueError,
-            r"returns float32 \[9, 7, 3\]; .*without axes for the batch and for channels",
-        ),
-        (lambda key, lam, lengths: jnp.ones(lengths, int), TypeError, r"int32 \[9, 7\].*mask == 1"),
-        (lambda key, lam, lengths: None, TypeError, "returns a NoneType; expected bool or floats"),
-        (lambda key, lam, lengths: (lam, lam), TypeError, "returns a tuple; expected bool or"),
+        (lambda k, lam, n: jnp.ones(n, int), r"TypeError: .*returns int32 \[9, 7\].*mask == 1"),
+        (lambda k, lam, n: None, "TypeError: .*returns a NoneType; expected bool or floats"),
+        (lambda k, lam, n: (lam, lam), "TypeError: .*returns a tuple; expected bool or"),
+        # Compiled once, it would be the same for all records, and another in each process.
+        (lambda k, lam, n: np.random.random(n) < 0.5, CHANGES),
+        (lambda k, lam, n: jnp.full(n, next(COUNTER) % 2 == 0), CHANGES),
+        (lambda k, lam, n: jax.random.uniform(jax.random.key(next(COUNTER)), n), CHANGES),
+        # What cannot be compiled.
+        (lambda k, lam, n: jnp.ones(n) if lam > 0.5 else jnp.zeros(n), NOT_COMPILED),
+        (lambda k, lam, n: jnp.arange(math.prod(n)).reshape(n) < int(lam), NOT_COMPILED),
+        (lambda k, lam, n: np.full(n, np.asarray(lam)), NOT_COMPILED),
+        (lambda k, lam, n: jnp.ones(n)[: round(float(lam))], NOT_COMPILED),
     ],
 )
-def test_another_result(
-    function: Any, error: type[Exception], message: str, rng: np.random.Generator
-) -> None:
-    batch = batch_of(rng)
-    transform = gm.WeightMapMixBatch(function, num_classes=5)
+def test_wrong_maps(function: Any, message: str, rng: np.random.Generator) -> None:
+    batch, transform = batch_of(rng), by_map(function)
     for call in (
         transform.map,
         transform.mix,
         jax.jit(transform.mix),
         lambda batch: transform.draw(batch["mix_seed"], batch["image"].shape),
     ):
-        with pytest.raises(error, match=rf"^WeightMapMixBatch(\.draw)?: weight_map .*{message}"):
+        with pytest.raises((TypeError, ValueError), match="weight_map") as error:
             call(batch)
-
-
-COUNTER = itertools.count()
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda key, lam, lengths: np.random.random(lengths) < 0.5, "random number"),
-        (lambda key, lam, lengths: jnp.full(lengths, next(COUNTER) % 2 == 0), "a counter"),
-        (
-            lambda key, lam, lengths: jax.random.uniform(jax.random.key(next(COUNTER)), lengths),
-            "a counter",
-        ),
-    ],
-)
-def test_maps_that_change(function: Any, message: str, rng: np.random.Generator) -> None:
-    """Compiled once, such a map would be the same for all records, and another in each process."""
-    batch = batch_of(rng)
-    transform = gm.WeightMapMixBatch(function, num_classes=5)
-    for call in (
-        transform.map,
-        jax.jit(transform.mix),
-        lambda batch: transform.draw(batch["mix_seed"], batch["image"].shape),
-    ):
-        with pytest.raises(ValueError, match=rf"two programs.*{message}.*numbers from key"):
-            call(batch)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda key, lam, lengths: (
-            jnp.ones(lengths, bool) if lam > 0.5 else jnp.zeros(lengths, bool)
-        ),
-        lambda key, lam, lengths: jnp.arange(lengths[0] * lengths[1]).reshape(lengths) < int(lam),
-        lambda key, lam, lengths: np.full(lengths, np.asarray(lam)),
-        lambda key, lam, lengths: jnp.ones(lengths)[: round(float(lam))],
-    ],
-)
-def test_maps_that_cannot_be_compiled(function: Any, rng: np.random.Generator) -> None:
-    transform = gm.WeightMapMixBatch(function, num_classes=5)
-    for call in (transform.map, jax.jit(transform.mix)):
-        message = r"^WeightMapMixBatch: weight_map looks at values.*when it is compiled.*jnp\.where"
-        with pytest.raises(TypeError, match=message):
-            call(batch_of(rng))
-
-
-@dataclasses.dataclass(frozen=True)
-class Stripes:
-    """A map with a parameter."""
-
-    width: Any
-
-    def __call__(self, key: Any, lam: Any, lengths: Any) -> Any:
-        return jnp.broadcast_to(jnp.arange(lengths[1]) % 4 < self.width, lengths)
+        assert re.match(message, f"{error.typename}: {error.value}")
+        assert str(error.value).startswith("WeightMapMixBatch")
 
 
 def striped(width: int, key: Any, lam: Any, lengths: Any) -> Any:
-    return Stripes(width)(key, lam, lengths)
+    return jnp.broadcast_to(jnp.arange(lengths[1]) % 4 < width, lengths)
 
 
 def test_copies_of_partials_share_a_program(rng: np.random.Generator) -> None:
     """A worker process unpickles a copy for each batch that it gets."""
-    from grain_mix import _mixing
-
-    transform = gm.WeightMapMixBatch(functools.partial(striped, 3), num_classes=5, prob=0.9876)
-    batch = batch_of(rng)
+    transform, batch = by_map(functools.partial(striped, 3), prob=0.9876), batch_of(rng)
     expected = transform.map(batch)["image"]
     before = len(_mixing._programs)
     for _ in range(3):
         copy = pickle.loads(pickle.dumps(transform))
         np.testing.assert_array_equal(copy.map(batch)["image"], expected)
     assert len(_mixing._programs) == before
-    other = gm.WeightMapMixBatch(functools.partial(striped, 2), num_classes=5, prob=0.9876)
+    other = by_map(functools.partial(striped, 2), prob=0.9876)
     assert (other.map(batch)["image"] != expected).any()
 
 
 def test_what_floats_cannot_mix(rng: np.random.Generator) -> None:
-    batch = batch_of(rng, dtype="bool") | {"map": np.zeros((8, 9, 7), np.uint8)}
     with pytest.raises(TypeError, match="'image' is bool; expected one of uint8"):
-        gm.WeightMapMixBatch(fog, num_classes=5).map(batch)
-    mixed = gm.WeightMapMixBatch(coins, num_classes=5).map(batch)
-    assert mixed["image"].dtype == bool
+        by_map(fog).map(batch_of(rng, dtype="bool"))
     batch = batch_of(rng) | {"map": np.zeros((8, 9, 7), np.uint8)}
     with pytest.raises(TypeError, match=r"'map' with a weight_map that returns float32.*no mean"):
         gm.WeightMapMixBatch(fog, label_key=None, targets={"map": gm.LabelMap()}).map(batch)
-    long = {"image": np.zeros((2, 2**12, 2**12), np.uint8)}
-    long |= {"mix_seed": np.zeros(2, np.uint32)}
     with pytest.raises(ValueError, match=r"expected at most 16777215 pixels.*or return bool"):
-        gm.WeightMapMixBatch(fog, label_key=None, spatial_axes=(1, 2)).map(long)
+        by_map(fog).draw(batch["mix_seed"], (8, 2**12, 2**12, 3))
 
 
 def test_is_a_value() -> None:
