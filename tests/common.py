@@ -41,7 +41,7 @@ def assert_same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
 
 
 def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
-    """The first devices, each with a slice of the batch."""
+    """The batch split over so many devices."""
     mesh = jax.make_mesh((count,), ("data",), (axis_type,), devices=jax.devices()[:count])
     return NamedSharding(mesh, PartitionSpec("data"))
 
