@@ -7,12 +7,13 @@ import threading
 import time
 from typing import Any
 
+import common
 import grain
 import jax
 import numpy as np
 import pytest
 import reference
-from common import KINDS, each_kind
+from common import KINDS, each_kind, make_batch, over
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import grain_mix as gm
@@ -20,18 +21,14 @@ from grain_mix._loader import LoaderDataset
 
 
 def random_batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    return {
-        "image": reference.aligned(rng.integers(256, size=(size, 32, 24, 3), dtype=np.uint8)),
-        "label": reference.aligned(rng.dirichlet(np.ones(9), size).astype(np.float32)),
-        "mix_seed": reference.aligned(rng.integers(2**32, size=size, dtype=np.uint32)),
-        "extra": reference.aligned(rng.normal(size=(size, 64, 64)).astype(np.float32)),
-    }
+    extra = rng.normal(size=(size, 64, 64)).astype(np.float32)
+    label = rng.dirichlet(np.ones(9), size).astype(np.float32)
+    batch = make_batch(rng, size, (32, 24, 3), label=label, extra=extra)
+    return {name: reference.aligned(x) for name, x in batch.items()}
 
 
-def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        np.testing.assert_array_equal(np.asarray(actual[key]), value, key, strict=True)
+def assert_same(actual: Any, expected: Any) -> None:
+    common.assert_same([jax.device_get(actual)], [jax.device_get(expected)])
 
 
 @pytest.mark.parametrize(
@@ -109,12 +106,11 @@ def test_numbers_of_few_bits_do_not_round() -> None:
 @pytest.mark.timeout(300)
 def test_threads_and_devices_at_once(rng: np.random.Generator) -> None:
     """Sixteen threads compile and mix, on all devices and on the host, without a deadlock."""
-    sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
     batches = [random_batch(rng, 16) for _ in range(16)]
     transforms = [
         cls(label_smoothing=0.03, sharding=where)  # new in this process
         for cls in KINDS.values()
-        for where in (None, sharding)
+        for where in (None, over(8))
     ]
     together = threading.Barrier(len(batches))
 
@@ -141,13 +137,9 @@ class Records:
 def test_closed_while_the_prefetch_thread_is_busy() -> None:
     """An iterator that is closed at any time, from any thread, leaves no thread."""
     before = threading.active_count()
+    operations = [gm.RecordSeed(), grain.transforms.Batch(8)]
     for step in range(12):
-        loader = grain.load(
-            Records(),
-            seed=0,
-            transformations=[gm.RecordSeed(), grain.transforms.Batch(8)],
-            worker_count=0,
-        )
+        loader = grain.load(Records(), seed=0, transformations=operations, worker_count=0)
         dataset = LoaderDataset(loader).map(gm.MixBatch(num_classes=9))
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1)
         iterator = iter(dataset)
