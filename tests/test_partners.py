@@ -25,22 +25,6 @@ def pairs_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
 
 
 @each_kind
-@pytest.mark.filterwarnings("ignore:grain_mix. several records of one batch")
-def test_a_partner_of_ones_own_is_as_a_neighbour(kind: str, rng: np.random.Generator) -> None:
-    """In a batch where each record is followed by its partner, the even records are the same."""
-    batch = pairs_of(rng, 6)
-    transform = with_all_kinds(KINDS[kind](), valid_key="valid")
-    mixed = dataclasses.replace(transform, partner_key="other").map(batch)
-    other = batch.pop("other") | {"mix_seed": batch["mix_seed"]}
-    woven = {
-        name: np.stack([value, other[name]], 1).reshape(12, *value.shape[1:])
-        for name, value in batch.items()
-    }
-    expected = transform.map(woven)
-    assert_same([mixed], [{name: value[::2] for name, value in expected.items()}])
-
-
-@each_kind
 def test_batches_devices_and_jit_change_nothing(kind: str, rng: np.random.Generator) -> None:
     batch = pairs_of(rng, 8)
     transform = with_all_kinds(KINDS[kind](), partner_key="other", valid_key="valid", prob=0.9)

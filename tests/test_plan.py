@@ -15,6 +15,7 @@ FILES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
+@functools.cache
 def imports(name: str) -> dict[str, set[str]]:
     """The modules of ours that a module imports, each with the names that it takes."""
     found: dict[str, set[str]] = {}

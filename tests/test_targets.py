@@ -3,6 +3,7 @@
 import ast
 import collections
 import dataclasses
+import functools
 import pickle
 import re
 import zlib
@@ -303,24 +304,15 @@ def test_targets_are_an_immutable_mapping() -> None:
         transform.targets["label"] = gm.Soft()
 
 
-@dataclasses.dataclass(frozen=True)
-class Scaled(gm.Target):
-    """Whose result has the dtype of its parameter."""
-
-    factor: Any
-
-    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
-        return own * self.factor
+def times(factor: Any, own: Any, draw: gm.Draw) -> Any:
+    return factor * own
 
 
 def test_parameters_that_are_equal_and_differ(rng: np.random.Generator) -> None:
     """1, 1.0 and True are equal; programs that are made for them are not shared."""
     batch = make_batch(rng, age=rng.integers(9, size=SIZE, dtype=np.int32))
-    dtypes = {
-        repr(factor): of(gm.MixUpBatch(), {"age": Scaled(factor)}).map(batch)["age"].dtype
-        for factor in (1, 1.0, True)
-    }
-    assert dtypes == {"1": np.int32, "1.0": np.float32, "True": np.int32}
+    for factor, dtype in ((1, np.int32), (1.0, np.float32), (True, np.int32)):
+        assert own(functools.partial(times, factor)).map(batch)["age"].dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -345,17 +337,6 @@ def test_shapes_that_must_name_their_axes(shape: tuple[int, ...], axes: str) -> 
     named = tuple(map(int, axes.strip("(),").split(",")))
     gm.CutMixBatch(label_key=None, spatial_axes=named).map(batch)
     gm.MixUpBatch(label_key=None).map(batch)  # needs none
-
-
-def test_what_is_unmixed_is_drawn_as_unmixed(rng: np.random.Generator) -> None:
-    seeds = rng.integers(2**32, size=SIZE, dtype=np.uint32)
-    valid = np.arange(SIZE) < 5
-    draw = gm.MixBatch().draw(seeds, (SIZE, HEIGHT, WIDTH, 3), valid)
-    assert (np.asarray(draw.lam)[4:] == 1).all()  # record 4 has a padded partner
-    assert (np.asarray(draw.box)[4:] == 0).all()
-    alone = gm.MixBatch().draw(seeds[:1], (1, HEIGHT, WIDTH, 3))
-    assert (alone.lam == 1).all()
-    assert (alone.box == 0).all()
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -479,17 +460,14 @@ def test_known_answers() -> None:
     mix = gm.MixBatch(1.0, targets=targets)
     mixed = mix.map(batch)
     sums = {key: zlib.crc32(np.ascontiguousarray(x).tobytes()) for key, x in mixed.items()}
-    assert sums == KNOWN, sums
-
-
-KNOWN: dict[str, int] = {
-    "image": 2202666638,
-    "label": 270955362,
-    "age": 3232090967,
-    "map": 3242931493,
-    "caption": 491131560,
-    "boxes": 2416524797,
-    "boxes_weight": 3453306386,
-    "caption_weight": 2952938173,
-    "map_weight": 3872425115,
-}
+    assert sums == {
+        "image": 2202666638,
+        "label": 270955362,
+        "age": 3232090967,
+        "map": 3242931493,
+        "caption": 491131560,
+        "boxes": 2416524797,
+        "boxes_weight": 3453306386,
+        "caption_weight": 2952938173,
+        "map_weight": 3872425115,
+    }
