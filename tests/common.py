@@ -47,11 +47,10 @@ def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
 
 
 def everywhere(transform: Any, batch: Any) -> dict[str, np.ndarray]:
-    """What `map` gives, after seeing that `jit`, devices and a copy of it give the same."""
+    """What `map` gives, after seeing that `jit`, two devices and a copy of it give the same."""
     mixed: dict[str, np.ndarray] = transform.map(batch)
     others = [
         jax.jit(transform.mix)(batch),
-        jax.jit(transform.mix)(jax.device_put(batch, over(4, AxisType.Explicit))),
         dataclasses.replace(transform, sharding=over(2)).map(batch),
         pickle.loads(pickle.dumps(transform)).map(batch),
     ]

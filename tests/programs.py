@@ -90,57 +90,8 @@ def jitted(transform: Any) -> Any:
     return jax.jit(transform.mix)
 
 
-# A batch with all kinds of targets.
-HEIGHT, WIDTH = 11, 9
-FIELDS: dict[str, Field] = {
-    "image": ("any", (HEIGHT, WIDTH, 3), "uint8"),
-    "mix_seed": ("any", (), "uint32"),
-    "label": ("ids", (), "int64"),
-    "column": ("ids", (1,), "uint8"),
-    "tags": ("chances", (4,), "int8"),
-    "either": ("chances", (4,), "float32"),
-    "age": ("any", (), "float64"),
-    "soft": ("rows", (K,), "float32"),
-    "breed": ("ids", (), "int64"),
-    "caption": ("any", (6,), "int32"),
-    "heat": ("any", (HEIGHT, WIDTH), "float32"),
-    "turned": ("any", (2, WIDTH, HEIGHT), "uint16"),
-    "classes": ("any", (HEIGHT, WIDTH), "uint8"),
-    "points": ("points", (HEIGHT, WIDTH), "float32"),
-    "seen": ("any", (4,), "bool"),
-    "boxes": ("xyxy", (HEIGHT, WIDTH), "int32"),
-    "class": ("any", (3,), "int32"),
-    "masks": ("any", (3, HEIGHT, WIDTH), "uint8"),
-}
-TARGETS: dict[str, gm.Target] = {
-    "label": gm.OneHot(K),
-    "column": gm.OneHot(K, smoothing=0.1),
-    "tags": gm.MultiHot(smoothing=0.2),
-    "either": gm.MultiHot(union=True),
-    "age": gm.Soft(),
-    "soft": gm.Soft(smoothing=0.1),
-    "breed": gm.Sparse(),
-    "caption": gm.Pair(),
-    "heat": gm.ValueMap(),
-    "turned": gm.ValueMap(axes=(3, 2)),
-    "classes": gm.LabelMap(),
-    "points": Points("seen"),
-    "boxes": gm.Boxes("xyxy", fields=("class",), masks="masks"),
-}
-
-
-def with_all_kinds(transform: Any, **options: Any) -> Any:
-    """With all of `TARGETS` that it takes."""
-    targets = dict(TARGETS)
-    if isinstance(transform, gm.WeightMapMixBatch):
-        del targets["boxes"]
-        if transform.weight_map is fog:
-            del targets["classes"]
-    return dataclasses.replace(transform, targets=targets, **options)
-
-
 def batch_of(
-    rng: np.random.Generator, size: int, fields: dict[str, Field] = FIELDS, special: bool = False
+    rng: np.random.Generator, size: int, fields: dict[str, Field], special: bool = False
 ) -> dict[str, Any]:
     return {
         name: values(rng, content, (size, *shape), dtype, special)
@@ -184,13 +135,26 @@ def values(
     return np.where(rng.random(shape) < 0.3 * special, rng.choice(odd, shape), x)
 
 
+def chooser(rng: np.random.Generator) -> Any:
+    return lambda *options: options[rng.integers(len(options))]
+
+
+def all_kinds(
+    transform: Any, number: int, shape: tuple[int, ...] = (8, 16, 3)
+) -> tuple[Any, dict[str, Field]]:
+    """The transform with all kinds that it takes, and the fields of its batches."""
+    cls, one = type(transform), chooser(np.random.default_rng(number))
+    copies = cls is gm.CutMixBatch or getattr(transform, "weight_map", None) is coins
+    kinds = kinds_for(one, cls, copies, shape, transform.spatial_axes or (1, 2))
+    fields = {"image": ("any", shape, "uint8"), "mix_seed": ("any", (), "uint32")}
+    transform = dataclasses.replace(transform, targets={n: x[0] for n, x in kinds.items()})
+    return transform, fields | fields_for(one, kinds)
+
+
 @functools.cache
 def program(index: int) -> Program:
     rng = np.random.default_rng(index)
-
-    def one(*options: Any) -> Any:
-        return options[rng.integers(len(options))]
-
+    one: Any = chooser(rng)
     cls: Any = CLASSES[index % 4]
     method, setting = one("map", "map", "mix", "key", "sharded"), one(*SETTINGS)
     weight_map, (shape, axes) = one(coins, fog), one(*LAYOUTS)
@@ -219,12 +183,9 @@ def program(index: int) -> Program:
             fields["label"] = ("ids", one((), (1,)), one(*IDS))
     else:
         kinds = kinds_for(one, cls, copies, shape, axes or (1, 2))
-        chosen = [name for name in kinds if rng.random() < 0.4]
-        own |= {"label_key": one(None, "label"), "targets": {n: kinds[n][0] for n in chosen}}
-        for name in chosen:
-            _, content, of_record, dtypes, *more = kinds[name]
-            fields[name] = (content, of_record, one(*dtypes))
-            fields |= dict(*more)
+        kinds = {name: kinds[name] for name in kinds if rng.random() < 0.4}
+        own |= {"label_key": one(None, "label"), "targets": {n: x[0] for n, x in kinds.items()}}
+        fields |= fields_for(one, kinds)
     if rng.random() < 0.3:
         own["valid_key"] = "valid"
         fields["valid"] = ("any", (), "bool")
@@ -242,6 +203,13 @@ def program(index: int) -> Program:
     else:
         fields["mix_seed"] = ("any", (), "uint32")
     return Program(cls(**own), fields, size, method, key, setting)
+
+
+def fields_for(one: Any, kinds: dict[str, tuple[Any, ...]]) -> dict[str, Field]:
+    fields: dict[str, Any] = {}
+    for name, (_, content, of_record, dtypes, *more) in kinds.items():
+        fields |= {name: (content, of_record, one(*dtypes)), **dict(*more)}
+    return fields
 
 
 def kinds_for(

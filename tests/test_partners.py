@@ -12,30 +12,29 @@ import pytest
 import reference
 from common import KINDS, assert_same, each_kind, everywhere, make_batch, over
 from jax.sharding import AxisType, PartitionSpec
-from programs import batch_of, coins, with_all_kinds
+from programs import all_kinds, batch_of, coins
 
 import grain_mix as gm
 
 
-def pairs_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
-    """Records that bring partners, some of them padding."""
-    batch, other = (batch_of(rng, size) | {"valid": rng.random(size) < 0.75} for _ in range(2))
-    del other["mix_seed"]
-    return batch | {"other": other}
-
-
 @each_kind
 def test_batches_devices_and_jit_change_nothing(kind: str, rng: np.random.Generator) -> None:
-    batch = pairs_of(rng, 8)
-    transform = with_all_kinds(KINDS[kind](), partner_key="other", valid_key="valid", prob=0.9)
+    """With all kinds of targets, and padding among the records and among their partners."""
+    options: dict[str, Any] = {"partner_key": "other", "valid_key": "valid", "prob": 0.9}
+    transform, fields = all_kinds(KINDS[kind](**options), 18)
+    batch, other = (batch_of(rng, 8, fields) | {"valid": rng.random(8) < 0.75} for _ in range(2))
+    del other["mix_seed"]
+    batch["other"] = other
     mixed = everywhere(transform, batch)
     reference.check_mixed(transform, batch, mixed)
     for i in range(8):
         alone = transform.map(jax.tree.map(lambda x, i=i: x[i : i + 1], batch))
         assert_same([alone], [{name: value[i : i + 1] for name, value in mixed.items()}])
     on_eight = dataclasses.replace(transform, sharding=over(8))  # a record for each
-    assert_same([jax.device_get(on_eight.map(batch))], [mixed])
-    real = batch["valid"] & batch["other"]["valid"]
+    found = [on_eight.map(batch)]
+    found.append(jax.jit(transform.mix)(jax.device_put(batch, over(4, AxisType.Explicit))))
+    assert_same(jax.device_get(found), [mixed] * 2)
+    real = batch["valid"] & other["valid"]
     assert transform.draw(batch["mix_seed"], batch["image"].shape, real).partner is None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from common import assert_same, make_batch, over
 from jax.sharding import AxisType
-from programs import FIELDS, batch_of, coins
+from programs import batch_of, coins
 
 import grain_mix as gm
 
@@ -64,10 +64,16 @@ def jax_config(option: str, value: Any) -> Iterator[None]:
 
 def everything(seed: int) -> dict[str, np.ndarray]:
     """The results of all entry points for one batch. Some of its draws are MixUp, some CutMix."""
-    images = ("image", "heat", "depth")
-    fields = FIELDS | {"depth": ("any", (11, 9), "uint16"), "lines": ("any", (3,), "int32")}
-    fields = {name: fields[name] for name in (*images, "label", "lines", "boxes", "mix_seed")}
-    rng = np.random.default_rng(seed)
+    rng, images, sides = np.random.default_rng(seed), ("image", "heat", "depth"), (11, 9)
+    fields = {
+        "image": ("any", (*sides, 3), "uint8"),
+        "heat": ("any", sides, "float32"),
+        "depth": ("any", sides, "uint16"),
+        "label": ("ids", (), "int64"),
+        "lines": ("any", (3,), "int32"),
+        "boxes": ("xyxy", sides, "int32"),
+        "mix_seed": ("any", (), "uint32"),
+    }
     batch, other = batch_of(rng, 8, fields), batch_of(rng, 8, fields)
     targets: dict[str, gm.Target] = {"label": gm.OneHot(5, smoothing=0.1), "lines": Louder()}
     options: dict[str, Any] = {"targets": targets, "image_key": images}
