@@ -118,8 +118,9 @@ def values(
         return x.astype(made)
     if content == "chances" or dtype == "bool":
         return (rng.random(shape) if floats else rng.integers(2, size=shape)).astype(made)
-    if content == "points":  # in an image of this shape
-        return (rng.random((shape[0], 4, len(shape) - 1)) * shape[1:]).astype(made)
+    if content == "points":  # in an image of this shape, or up to a pixel outside
+        sides = np.array(shape[1:])
+        return (rng.random((shape[0], 4, len(sides))) * (sides + 2) - 1).astype(made)
     if "xy" in content:  # boxes of this format that end on pixels or halves, up to one outside
         steps, least = 2 if floats else 1, 0 if dtype.startswith("u") else -1
         most = (np.array(shape[1:]) + 1) * steps
