@@ -64,21 +64,21 @@ def jax_config(option: str, value: Any) -> Iterator[None]:
 
 def everything(seed: int) -> dict[str, np.ndarray]:
     """The results of all entry points for one batch. Some of its draws are MixUp, some CutMix."""
-    rng, images, sides = np.random.default_rng(seed), ("image", "heat", "depth"), (11, 9)
+    rng, images, sides = np.random.default_rng(seed), ("image", "heat", "depth"), (8, 16)
     fields = {
         "image": ("any", (*sides, 3), "uint8"),
         "heat": ("any", sides, "float32"),
         "depth": ("any", sides, "uint16"),
         "label": ("ids", (), "int64"),
         "lines": ("any", (3,), "int32"),
-        "boxes": ("xyxy", sides, "int32"),
+        "boxes": ("rel_xyxy", sides, "float32"),
         "mix_seed": ("any", (), "uint32"),
     }
     batch, other = batch_of(rng, 8, fields), batch_of(rng, 8, fields)
     targets: dict[str, gm.Target] = {"label": gm.OneHot(5, smoothing=0.1), "lines": Louder()}
     options: dict[str, Any] = {"targets": targets, "image_key": images}
     transform, sharded = gm.MixBatch(**options), gm.MixBatch(**options, sharding=over(2))
-    boxes = gm.MixBatch(**options | {"targets": targets | {"boxes": gm.Boxes("xyxy")}})
+    boxes = gm.MixBatch(**options | {"targets": targets | {"boxes": gm.Boxes("rel_xyxy")}})
     brings = gm.MixUpBatch(gm.Beta(2, 8), partner_key="other", **options)
     words = jax.device_put(np.array([1, 2], np.uint32))
     key = jax.random.wrap_key_data(words, impl="threefry2x32")

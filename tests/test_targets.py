@@ -82,6 +82,18 @@ def test_weighted_label_maps_are_what_the_image_shows(kind: str, rng: np.random.
     np.testing.assert_array_equal(mixed["more"]["mask_weight"], weights, strict=True)
 
 
+def test_labels_for_each_frame_are_cut_with_time(rng: np.random.Generator) -> None:
+    batch = {
+        "image": rng.normal(size=(SIZE, 20)).astype(np.float32),
+        "frames": np.arange(SIZE, dtype=np.float32).repeat(60).reshape(SIZE, 20, 3),
+        "mix_seed": rng.integers(2**32, size=SIZE, dtype=np.uint32),
+    }
+    transform = of(CUT(), {"frames": gm.ValueMap()}, spatial_axes=(1,))
+    own = transform.map(batch)["frames"] == np.arange(SIZE)[:, None, None]
+    draw = transform.draw(batch["mix_seed"], (SIZE, 20))
+    np.testing.assert_allclose(own.mean((1, 2)), draw.lam, atol=1e-6)
+
+
 # --- a user's own kind --------------------------------------------------------------------------
 
 
