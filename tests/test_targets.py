@@ -43,10 +43,10 @@ EVERY = {  # with the number of a choice of kinds, and the shape of an image
     "mixup": (MIXUP(0.8, prob=0.8), 1, (8, 16, 3)),
     "mixup by 0 or 1": (MIXUP(0.01), 7, (8, 16, 3)),
     "cutmix": (CUT(), 13, (8, 16, 3)),
-    "cutmix, channels first": (CUT(spatial_axes=(2, 3)), 2, (3, 8, 16)),
+    "cutmix, channels first": (CUT(spatial_axes=(2, 3)), 58, (3, 8, 16)),
     "cutmix of sound": (CUT(spatial_axes=(1,)), 6, (20,)),
     "both": (gm.MixBatch(prob=0.8), 9, (8, 16, 3)),
-    "both, axes turned": (gm.MixBatch(spatial_axes=(2, 1)), 13, (8, 16, 3)),
+    "both, axes turned": (gm.MixBatch(spatial_axes=(2, 1)), 69, (8, 16, 3)),
     "a map of bool": (gm.WeightMapMixBatch(coins), 9, (8, 16, 3)),
     "a map of floats": (gm.WeightMapMixBatch(fog), 10, (8, 16, 3)),
 }
