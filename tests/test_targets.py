@@ -94,6 +94,13 @@ def test_labels_for_each_frame_are_cut_with_time(rng: np.random.Generator) -> No
     np.testing.assert_allclose(own.mean((1, 2)), draw.lam, atol=1e-6)
 
 
+def test_a_further_image_may_have_no_channels(rng: np.random.Generator) -> None:
+    batch = make_batch(rng, image=rng.integers(256, size=(SIZE, 3, HEIGHT, WIDTH), dtype=np.uint8))
+    batch["depth"] = batch["image"][:, 0].copy()
+    mixed = of(CUT(image_key=("image", "depth")), {}, spatial_axes=(2, 3)).map(batch)
+    np.testing.assert_array_equal(mixed["depth"], mixed["image"][:, 0])
+
+
 # --- a user's own kind --------------------------------------------------------------------------
 
 
@@ -296,7 +303,9 @@ def test_targets_are_an_immutable_mapping() -> None:
     assert repr(transform.targets) == repr(kinds)
     assert transform == gm.MixUpBatch(targets=kinds)
     assert hash(transform.targets) == hash(gm.MixUpBatch(targets=dict(kinds)).targets)
-    assert transform != gm.MixUpBatch(targets=dict(reversed(kinds.items())))
+    turned = gm.MixUpBatch(targets=dict(reversed(kinds.items())))
+    assert transform != turned
+    assert transform.targets != turned.targets
     assert dataclasses.replace(transform, alpha=0.3).targets == transform.targets
     assert pickle.loads(pickle.dumps(transform)) == transform
     kinds["more"] = gm.Pair()
