@@ -125,6 +125,16 @@ def test_relative_boxes_end_where_the_image_ends(rng: np.random.Generator) -> No
         np.testing.assert_allclose(mixed["boxes"][below, 0, 3], top[below] / side, rtol=1e-6)
 
 
+def test_fractions_of_one_pixel_outside() -> None:
+    """-1/13 * 13 is -1.0000001 in float32."""
+    mix = gm.MixUpBatch(targets={"boxes": gm.Boxes("rel_xyxy")}, prob=0)
+    for side in range(5, 60):
+        boxes = np.float32([[[-1 / side, -1 / side, 1 + 1 / side, 0.5]]])
+        seeds, images = np.zeros(1, np.uint32), np.zeros((1, side, side, 3), np.uint8)
+        mixed = mix.mix({"image": images, "boxes": boxes, "mix_seed": seeds})
+        np.testing.assert_allclose(mixed["boxes"][0, 0], [0, 0, 1, 0.5], atol=1e-6)
+
+
 def test_what_is_too_thin_is_not_visible(rng: np.random.Generator) -> None:
     for width, weight in ((0.0005, 0), (0.005, 1)):
         batch = boxes_in(rng, 4, whole(2, 2, 2 + width, 9))

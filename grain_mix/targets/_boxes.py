@@ -17,6 +17,7 @@ from grain_mix.targets._target import Space, Target
 IN_PIXELS = ("xyxy", "yxyx", "xywh", "center_xywh")
 FORMATS = (*IN_PIXELS, *(f"rel_{name}" for name in IN_PIXELS))
 THINNEST = 1e-3  # pixels of a box that can be seen
+OUTSIDE = 1.01  # pixels that a box may reach out of the image: one, and what fractions may round to
 
 
 @explains_mistakes
@@ -142,7 +143,7 @@ class Boxes(Target):
             fix = f"pass format='rel_{self.format}' for fractions of the image's sides"
             came = f"{name!r} with all boxes in the first pixel, for format={self.format!r}"
             fail(ValueError, "Boxes", came, "boxes in pixels", fix)
-        if (lowest < -1).any() or (highest > size + 1).any():
+        if (lowest < -OUTSIDE).any() or (highest > size + OUTSIDE).any():
             rows, columns = (f"{a:g} to {b:g}" for a, b in zip(lowest, highest, strict=True))
             came = f"{name!r} with rows from {rows} and columns from {columns} (in pixels)"
             came += f", in an image of {size[0]:g} x {size[1]:g}, for format={self.format!r}"
