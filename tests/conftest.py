@@ -30,13 +30,9 @@ def kept_folder() -> pathlib.Path:
     cpu = pathlib.Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     features = "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
-    name = "-".join(
-        [
-            f"jax{importlib.metadata.version('jax')}",
-            f"py{sys.version_info.major}.{sys.version_info.minor}",
-            f"{platform.machine()}_{zlib.crc32(features.encode()):08x}",
-        ]
-    )
+    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    machine = f"{platform.machine()}_{zlib.crc32(features.encode()):08x}"
+    name = f"jax{importlib.metadata.version('jax')}-{python}-{machine}"
     return pathlib.Path(__file__).parents[1] / "build" / "jax-cache" / name
 
 
