@@ -1,81 +1,77 @@
 """Inside Grain: its loaders, datasets, worker processes and checkpoints, all of them real."""
 
 import concurrent.futures
-import contextlib
+import copy
 import dataclasses
 import functools
+import gc
 import itertools
 import json
-import os
-import pathlib
+import multiprocessing
 import pickle
 import re
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import common
 import grain
 import jax
 import numpy as np
 import pytest
 import weight_maps
-from array_record.python import array_record_module
-from common import assert_same, make_batch
+from common import Rng, assert_same, make_batch, run_python, slow
 
 import grain_mix as gm
 
-RECORDS = 13  # leaves an incomplete last batch
-BATCH_SIZE = 4
+SIZE, BATCH_SIZE = 25, 4  # the last batch is one record
 SHAPE = (6, 10, 3)
-
 TRANSFORMS = [
-    gm.MixUpBatch(alpha=1.0, num_classes=RECORDS),
-    gm.CutMixBatch(num_classes=RECORDS),
-    gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS),
+    gm.MixUpBatch(alpha=1.0, num_classes=SIZE),
+    gm.CutMixBatch(num_classes=SIZE),
+    gm.MixBatch(mixup_alpha=1.0, num_classes=SIZE),
+    gm.WeightMapMixBatch(functools.partial(weight_maps.patches, side=3), num_classes=SIZE),
 ]
-MIXUP, CUTMIX, MIX = TRANSFORMS
-each_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+MIX = TRANSFORMS[2]
+SEED, BATCH = gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE)
+ALIGNED = grain.transforms.Batch(BATCH_SIZE, batch_fn=gm.aligned_stack)
+each_transform = pytest.mark.parametrize(
+    "transform", TRANSFORMS[:3], ids=lambda t: type(t).__name__
+)
 
 Batch = dict[str, Any]
 
 
-# --- data ---------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Python 3.12 warns if one worker's semaphores go while another starts.
+
+    https://github.com/python/cpython/issues/109629
+    """
+    yield
+    gc.collect()
 
 
-@pytest.fixture(scope="session")
-def records(tmp_path_factory: pytest.TempPathFactory) -> grain.sources.ArrayRecordDataSource:
-    """An ArrayRecord file of random images, each with its number in front."""
-    path = str(tmp_path_factory.mktemp("records") / "images.array_record")
-    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-    rng = np.random.default_rng(0)
-    for i in range(RECORDS):
-        writer.write(bytes([i]) + rng.integers(256, size=SHAPE, dtype=np.uint8).tobytes())
-    writer.close()
-    return grain.sources.ArrayRecordDataSource([path])
+# --- loaders and datasets -------------------------------------------------------------------------
 
 
-class Decode(grain.transforms.Map):
-    def map(self, element: bytes) -> Batch:
-        image = np.frombuffer(element, np.uint8, offset=1).reshape(SHAPE)
-        # The last two are beyond what JAX holds, so they must not pass through it.
-        more = {"third": np.float64(element[0] / 3), "name": f"record-{element[0]}"}
-        return {"image": image, "label": element[0], "id": element[0], "more": more}
+@functools.cache
+def records() -> list[Batch]:
+    """The last two fields are beyond what JAX holds, so they must not pass through it."""
+    images = np.random.default_rng(0).integers(256, size=(SIZE, *SHAPE), dtype=np.uint8)
+    return [
+        {"image": image, "label": i, "id": i, "more": {"third": i / 3, "name": f"record {10**i}"}}
+        for i, image in enumerate(images)
+    ]
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomCrop(grain.transforms.RandomMap):
-    height: int
-    width: int
+class Noise(grain.transforms.RandomMap):
+    """Another random operation, which shares the record's generator."""
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        image = element["image"]
-        top = rng.integers(image.shape[0] - self.height + 1)
-        left = rng.integers(image.shape[1] - self.width + 1)
-        return element | {"image": image[top : top + self.height, left : left + self.width]}
+        return element | {"image": rng.integers(256, size=SHAPE, dtype=np.uint8)}
 
 
 class Remember(grain.transforms.Map):
@@ -85,46 +81,54 @@ class Remember(grain.transforms.Map):
         return element | {"seed": element["mix_seed"], "own_image": element["image"]}
 
 
-def sampler(num_epochs: int | None) -> grain.samplers.IndexSampler:
-    return grain.samplers.IndexSampler(
-        RECORDS,
-        shard_options=grain.sharding.NoSharding(),
-        shuffle=True,
-        num_epochs=num_epochs,
-        seed=7,
-    )
+class All(grain.transforms.Map):
+    """All transforms at once, since worker processes take seconds to start."""
+
+    def map(self, element: Batch) -> Batch:
+        return {type(t).__name__: t.map(element) for t in TRANSFORMS}
 
 
-def data_loader(
-    records: Any, *operations: Any, worker_count: int = 0, num_epochs: int | None = 1
-) -> grain.DataLoader:
-    return grain.DataLoader(
-        data_source=records,
-        sampler=sampler(num_epochs),
-        operations=[Decode(), *operations],
-        worker_count=worker_count,
-        # Grain's default, to read 500 records ahead, is much for each of many short iterations.
-        read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=4),
-    )
+def loader(*operations: Any, workers: int = 0, num_epochs: int | None = 2) -> grain.DataLoader:
+    options = {"worker_count": workers, "num_epochs": num_epochs, "seed": 7, "shuffle": True}
+    return common.data_loader(records(), *operations, **options)
 
 
-def mixing_loader(
-    records: Any, transform: Any, worker_count: int, **options: Any
-) -> grain.DataLoader:
-    operations = (gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE), transform)
-    return data_loader(records, *operations, worker_count=worker_count, **options)
+def dataset() -> grain.MapDataset:
+    return grain.MapDataset.source(records()).seed(7).shuffle().repeat(2).random_map(SEED)
 
 
-def seeded_dataset(records: Any) -> grain.MapDataset:
-    """Several epochs, so that Grain's threads have something to do at the same time."""
-    dataset = grain.MapDataset.source(records).seed(7).shuffle().repeat(8).map(Decode())
-    return dataset.random_map(gm.RecordSeed())
+def prefetched(dataset: grain.IterDataset) -> grain.IterDataset:
+    return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=3)
 
 
-def batch_by_hand(elements: list[Batch], worker_count: int = 0) -> list[Batch]:
+def after_loader(mix: Any, workers: int = 0, **options: Any) -> grain.IterDataset:
+    """What users are meant to write."""
+    return prefetched(gm.LoaderDataset(loader(SEED, BATCH, workers=workers, **options)).map(mix))
+
+
+def in_dataset(mix: Any, workers: int) -> grain.IterDataset:
+    mixed = dataset().batch(BATCH_SIZE).map(mix).to_iter_dataset()
+    return mixed.mp_prefetch(grain.MultiprocessingOptions(workers)) if workers else mixed
+
+
+# Each with a transform and a number of workers.
+PIPELINES: dict[str, Callable[[Any, int], Any]] = {
+    "in a loader": lambda mix, workers: loader(SEED, ALIGNED, mix, workers=workers),
+    "after a loader": after_loader,
+    "in a dataset": in_dataset,
+}
+MORE: dict[str, Callable[[Any, int], Any]] = {
+    "load": lambda mix, _: grain.load(
+        records(), shuffle=True, seed=7, num_epochs=2, transformations=[SEED, BATCH, mix]
+    ),
+    "after a dataset": lambda mix, _: dataset().batch(BATCH_SIZE).to_iter_dataset().map(mix),
+    "after a stream": lambda mix, _: dataset().to_iter_dataset().batch(BATCH_SIZE).map(mix),
+}
+
+
+def batch_by_hand(elements: list[Batch], workers: int = 0) -> list[Batch]:
     """As Grain does: worker w takes elements w, w + W, ..., and their batches alternate."""
-    workers = max(worker_count, 1)
-    shares = [elements[w::workers] for w in range(workers)]
+    shares = [elements[w :: max(workers, 1)] for w in range(max(workers, 1))]
     chunks = [[s[i : i + BATCH_SIZE] for i in range(0, len(s), BATCH_SIZE)] for s in shares]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*chunks))
     return [jax.tree.map(lambda *x: np.stack(x), *turn) for turn in turns if turn]
@@ -135,160 +139,191 @@ def copied(batch: Batch) -> Batch:
     return jax.tree.map(np.array, batch)
 
 
-# --- loaders and datasets -------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [
+        *((how, 0) for how in (PIPELINES | MORE)),
+        ("in a loader", 2),
+        *(slow(how, 2) for how in list(PIPELINES)[1:]),
+    ],
+)
+def test_batches(how: str, workers: int) -> None:
+    of_dataset = "dataset" in how or "stream" in how
+    elements = list(dataset() if of_dataset else loader(SEED))
+    originals = batch_by_hand(elements, 0 if of_dataset else workers)
+    mixed = map(copied, (PIPELINES | MORE)[how](All(), workers))
+    assert_same(mixed, map(All().map, originals))
 
 
-@each_transform
-def test_data_loader(records: Any, transform: Any) -> None:
-    originals = batch_by_hand(list(data_loader(records, gm.RecordSeed())))
-    batches = list(mixing_loader(records, transform, worker_count=0))
-    assert_same(batches, map(transform.map, originals))
-    for batch, original in zip(batches, originals, strict=True):
-        assert batch.keys() == {"image", "label", "id", "more"}
-        assert_same(*([{key: b[key] for key in ("id", "more")}] for b in (batch, original)))
-        assert batch["label"].dtype == np.float32
-        assert batch["image"].dtype == np.uint8
-        assert batch["image"].shape == original["image"].shape
-        if len(batch["id"]) > 1:
-            assert (batch["image"] != original["image"]).any()
+NOISE = (Noise(), SEED, Noise(), Remember())
 
 
-BY_MAP = gm.WeightMapMixBatch(functools.partial(weight_maps.patches, side=3), num_classes=RECORDS)
-
-
-class All(grain.transforms.Map):
-    """All transforms at once, since worker processes take seconds to start."""
-
-    def map(self, element: Batch) -> Batch:
-        return {type(t).__name__: t.map(element) for t in [*TRANSFORMS, BY_MAP]}
-
-
-def test_data_loader_with_workers(records: Any) -> None:
-    elements = list(data_loader(records, gm.RecordSeed(), num_epochs=2))
-    originals = batch_by_hand(elements, worker_count=2)
-    batches = list(mixing_loader(records, All(), worker_count=2, num_epochs=2))
-    assert_same(batches, map(All().map, originals))
-
-
-def test_load(records: Any) -> None:
-    operations = [Decode(), gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE), MIX]
-    loader = grain.load(records, shuffle=True, seed=7, num_epochs=1, transformations=operations)
-    assert_same(loader, mixing_loader(records, MIX, worker_count=0))
-
-
-def test_datasets(records: Any) -> None:
-    seeded = seeded_dataset(records)
-    batches = seeded.batch(BATCH_SIZE)
-    originals = batch_by_hand([seeded[i] for i in range(len(seeded))])
-    expected = [MIX.map(batch) for batch in originals]
-    assert len({batch["image"].tobytes() for batch in expected}) == len(expected)
-
-    mapped = batches.map(MIX)
-    assert_same((mapped[i] for i in range(len(mapped))), expected)
-    assert_same(mapped.to_iter_dataset(), expected)  # in 16 threads
-    assert_same(batches.to_iter_dataset().map(MIX), expected)
-    assert_same(seeded.to_iter_dataset().batch(BATCH_SIZE).map(MIX), expected)
-
-
-@pytest.mark.slow
-def test_dataset_in_workers(records: Any) -> None:
-    mapped = seeded_dataset(records).batch(BATCH_SIZE).map(MIX)
-    options = grain.MultiprocessingOptions(num_workers=2)
-    assert_same(mapped.to_iter_dataset().mp_prefetch(options), mapped)
-
-
-# --- seeds are the record's own -------------------------------------------------------------------
-
-CROPS = (RandomCrop(5, 9), gm.RecordSeed(), RandomCrop(4, 8))
-
-
-def drawn(
-    records: Any, transform: Any, operations: tuple[Any, ...], batch_size: int, worker_count: int
-) -> list[tuple[int, int, float, bytes]]:
+def drawn(transform: Any, batch_size: int, workers: int = 0) -> list[tuple[int, int, float, bytes]]:
     """Two epochs as (id, seed, λ, pixels before mixing), by id and seed."""
-    batch = grain.transforms.Batch(batch_size)
-    operations = (*operations, Remember(), batch, transform)
-    loader = data_loader(records, *operations, worker_count=worker_count, num_epochs=2)
+    batches = loader(*NOISE, grain.transforms.Batch(batch_size), transform, workers=workers)
     return sorted(
-        (int(i), int(seed), float(lam), image.tobytes())
-        for batch in loader
-        for i, seed, lam, image in zip(
-            batch["id"], batch["seed"], batch["label_weight"][:, 0], batch["own_image"], strict=True
+        (int(i), int(seed), float(weight[0]), image.tobytes())
+        for batch in batches
+        for i, seed, weight, image in zip(
+            *(batch[key] for key in ("id", "seed", "label_weight", "own_image")), strict=True
         )
     )
 
 
-@pytest.mark.parametrize(
-    ("transform", "operations"),
-    [(MIXUP, CROPS), (CUTMIX, (gm.RecordSeed(),)), (MIX, CROPS)],
-    ids=["MixUp, crops", "CutMix", "both, crops"],
-)
-def test_draws_belong_to_records(records: Any, transform: Any, operations: tuple[Any, ...]) -> None:
+@each_transform
+def test_draws_belong_to_records(transform: Any) -> None:
     transform = dataclasses.replace(transform, num_classes=None, targets={"label": gm.Sparse()})
-    expected = drawn(records, transform, operations, batch_size=13, worker_count=0)
+    expected = drawn(transform, batch_size=SIZE)
     ids, seeds, lams, _ = zip(*expected, strict=True)
-    assert list(ids) == [i // 2 for i in range(2 * RECORDS)]
-    assert len(set(seeds)) == 2 * RECORDS  # so the second epoch has others
+    assert list(ids) == [i // 2 for i in range(2 * SIZE)]
+    assert len(set(seeds)) == 2 * SIZE  # so the second epoch has others
     assert len(set(lams)) > 5
-
-    assert drawn(records, transform, operations, batch_size=3, worker_count=0) == expected
-    assert drawn(records, transform, operations, batch_size=2, worker_count=0) == expected
-    if operations is CROPS and isinstance(transform, gm.MixBatch):
-        assert drawn(records, transform, operations, batch_size=13, worker_count=2) == expected
+    others = [(3, 0), (2, 0), (SIZE, 2)] if isinstance(transform, gm.MixBatch) else [(3, 0), (2, 0)]
+    for size, workers in others:
+        assert drawn(transform, size, workers) == expected
 
 
 # --- state ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["no workers", "dataset", pytest.param("2 workers", marks=pytest.mark.slow)]
-)
-def test_state(records: Any, kind: str, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
-    def start() -> Iterator[Batch]:
-        # Long enough that no worker gets to the end, since one that did is started anew.
-        if kind == "dataset":
-            batches = seeded_dataset(records).batch(BATCH_SIZE)[:10]
-            return iter(batches.map(CUTMIX).to_iter_dataset())
-        return iter(mixing_loader(records, CUTMIX, 2 * (kind == "2 workers"), num_epochs=None))
-
-    count = 8  # two epochs
-    iterator = start()
-    expected = []
-    for i in range(count):
-        save(iterator, tmp_path / str(i))
-        expected.append(copied(next(iterator)))
-
-    # Forth and back in one iterator, two batches each time so that the way on is seen as well.
-    for i in rng.permutation(count - 1):
-        restore(iterator, tmp_path / str(i))
-        assert_same([next(iterator), next(iterator)], expected[i : i + 2])
-    # In a fresh one. Worker processes take seconds to start, so they do it once.
-    for i in [3] if kind == "2 workers" else range(count):
-        fresh = start()
-        restore(fresh, tmp_path / str(i))
-        assert_same(itertools.islice(fresh, count - i), expected[i:])
+def save(iterator: Any) -> str:
+    """Bytes from a DataLoader's iterator; a dataset's is what JSON can hold."""
+    state = iterator.get_state()
+    return state.decode() if isinstance(state, bytes) else json.dumps(state)
 
 
-def save(iterator: Any, path: pathlib.Path) -> None:
-    state = iterator.get_state()  # bytes from a DataLoader's iterator, a dict from a dataset's
-    path.write_bytes(pickle.dumps(state))
+def restore(iterator: Any, how: str, state: str) -> None:
+    iterator.set_state(state.encode() if how == "in a loader" else json.loads(state))
+    assert save(iterator) == state
 
 
-def restore(iterator: Any, path: pathlib.Path) -> None:
-    iterator.set_state(pickle.loads(path.read_bytes()))
+@pytest.mark.parametrize("workers", [0, slow(2)])
+@pytest.mark.parametrize("how", PIPELINES)
+def test_state(how: str, workers: int, rng: Rng) -> None:
+    iterator = iter(PIPELINES[how](MIX, workers))
+    states, expected = [save(iterator)], []
+    for batch in iterator:
+        expected.append(copied(batch))
+        states.append(save(iterator))
+    # Forth and back in another one, two batches each time so that the way on is seen as well.
+    # Not to the end, where workers stop: to start again takes them long.
+    again = iter(PIPELINES[how](MIX, workers))
+    for i in rng.permutation(len(expected) - 8):
+        restore(again, how, states[i])
+        assert_same([copied(next(again)), copied(next(again))], expected[i : i + 2])
+    # To the end. Without workers in a fresh one for each state.
+    for i in [3] if workers else range(len(states)):
+        rest = again if workers else iter(PIPELINES[how](MIX, workers))
+        restore(rest, how, states[i])
+        assert_same(map(copied, rest), expected[i:])
+        assert next(rest, None) is None
 
 
-def test_grains_own_check_of_state(records: Any) -> None:
-    check = grain.experimental.assert_equal_output_after_checkpoint
-    batches = seeded_dataset(records).batch(BATCH_SIZE)[:4]
-    check(batches.map(MIX).to_iter_dataset())
-    check(batches.to_iter_dataset().map(MIX))
-    check(mixing_loader(records, MIX, worker_count=0))
+def test_state_of_a_loader_is_its_own() -> None:
+    plain, iterator = iter(loader(SEED, BATCH)), iter(gm.LoaderDataset(loader(SEED, BATCH)))
+    for _ in range(3):
+        assert iterator.get_state() == json.loads(plain.get_state())
+        next(plain)
+        next(iterator)
+    assert iterator.get_state() == json.loads(plain.get_state())
+    other = iter(gm.LoaderDataset(loader(SEED, BATCH, num_epochs=3)))
+    with pytest.raises(ValueError, match="Sampler in checkpoint does not match"):
+        other.set_state(iterator.get_state())
+
+
+@pytest.mark.parametrize("how", [*PIPELINES, "after a dataset"])
+def test_grains_own_check_of_state(how: str) -> None:
+    grain.experimental.assert_equal_output_after_checkpoint((PIPELINES | MORE)[how](MIX, 0))
+
+
+# --- a loader as a dataset ------------------------------------------------------------------------
+
+
+def worker_processes() -> int:
+    return len(multiprocessing.active_children())
+
+
+def test_iterators_are_independent() -> None:
+    loaded = after_loader(MIX)
+    expected, one, other = list(loaded), iter(loaded), iter(loaded)
+    assert_same([next(one), next(one)], expected[:2])
+    assert_same(other, expected)
+    assert_same(one, expected[2:])
+
+
+@pytest.mark.parametrize("alone", [False, slow(True)])
+@pytest.mark.parametrize("how", ["closed", slow("forgotten")])
+def test_abandoned_iterators_leave_no_process(how: str, alone: bool) -> None:
+    assert not worker_processes()
+    if alone:  # without map and prefetch
+        loaded = gm.LoaderDataset(loader(SEED, BATCH, workers=1, num_epochs=None))
+    else:
+        loaded = after_loader(MIX, workers=2, num_epochs=None)
+    iterator = iter(loaded)
+    next(iterator)
+    assert worker_processes() == (1 if alone else 2)
+    if how == "closed":
+        iterator.close()
+        assert not worker_processes()
+        iterator.close()
+        with pytest.raises(ValueError, match="closed"):
+            next(iterator)
+    del iterator
+    gc.collect()
+    assert not worker_processes()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_closed_before_it_started(workers: int) -> None:
+    iterator = iter(gm.LoaderDataset(loader(SEED, BATCH, workers=workers)))
+    iterator.get_state()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+    assert not worker_processes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["next", "start_prefetch", "next, after the end"])
+def test_workers_start_together(how: str) -> None:
+    iterator = iter(gm.LoaderDataset(loader(SEED, BATCH, workers=2)))
+    state = iterator.get_state()
+    if "end" in how:
+        list(iterator)
+    iterator.set_state(state)
+    assert not worker_processes()
+    if how == "start_prefetch":
+        iterator.start_prefetch()
+    next(iterator)  # takes the first worker seconds
+    assert worker_processes() == 2
+    iterator.close()
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], grain.MapDataset.range(3), grain.DataLoader, None])
+def test_not_a_loader(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^LoaderDataset: loader is a .*; expected a grain.DataL"):
+        gm.LoaderDataset(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_not_inside_mp_prefetch(workers: int) -> None:
+    loaded = gm.LoaderDataset(loader(SEED, BATCH)).map(MIX)
+    loaded = loaded.mp_prefetch(grain.MultiprocessingOptions(workers))
+    with pytest.raises(TypeError, match=r"^LoaderDataset: .* as mp_prefetch does; .*worker_count"):
+        next(iter(loaded))
+    gc.collect()
+    assert not worker_processes()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps, cloudpickle.dumps])
+def test_stays_in_its_process(duplicate: Any) -> None:
+    with pytest.raises(TypeError, match=r"^LoaderDataset: pickled, or copied"):
+        duplicate(gm.LoaderDataset(loader(SEED, BATCH)))
 
 
 # --- workers --------------------------------------------------------------------------------------
 
-# JAX_PLATFORMS=cuda without a GPU: starting anything but the CPU platform fails.
 PLATFORM_SCRIPT = """
 import json, multiprocessing, sys
 import grain, jax, numpy as np
@@ -305,27 +340,20 @@ class Each(grain.transforms.Map):  # in each worker another function is the firs
         image, seeds = element["image"], element["mix_seed"]
         transform = gm.MixBatch(num_classes=10)
         partner, lam, box = np.array([1, 0]), np.full(2, 0.5), np.ones((2, 2, 2), int)
-        worker = element["label"][0]
-        if worker == 0:
-            transform.map(element)
-        elif worker == 1:
-            transform.mix(element)
-        elif worker == 2:
-            transform.draw(seeds, image.shape)
-        elif worker == 3:
-            gm.mixup(image, lam, partner)
-        elif worker == 4:
-            gm.cutmix(image, box, partner)
+        functions = [
+            lambda: transform.map(element),
+            lambda: transform.mix(element),
+            lambda: transform.draw(seeds, image.shape),
+            lambda: gm.mixup(image, lam, partner),
+            lambda: gm.cutmix(image, box, partner),
+        ]
+        functions[element["label"][0] % 5]()
         return element
 
 class Report(grain.transforms.Map):
     def map(self, element):
         process = multiprocessing.current_process()
-        return {
-            "platforms": sorted(xla_bridge._backends),
-            "daemon": process.daemon,
-            "process": process.name,
-        }
+        return sorted(xla_bridge._backends), process.daemon, process.name.split("-")[0]
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
@@ -334,77 +362,46 @@ if __name__ == "__main__":
         [{"image": np.full((6, 10, 3), i, np.uint8), "label": i} for i in range(10)],
         num_epochs=1,
         seed=0,
-        transformations=[
-            gm.RecordSeed(), grain.transforms.Batch(2), eval(transform), Report()
-        ],
+        transformations=[gm.RecordSeed(), grain.transforms.Batch(2), eval(transform), Report()],
         worker_count=int(worker_count),
     )
-    print(json.dumps([*loader, {"platforms": sorted(xla_bridge._backends)}]))
+    print(json.dumps([*loader, sorted(xla_bridge._backends)]))
 """
 
 
-def run_script(path: pathlib.Path, script: str, *args: str, **env: str) -> tuple[int, str, str]:
-    """Runs it with this very grain_mix; returns exit status, stdout and stderr."""
-    path.write_text(script)
-    outputs = [path.with_suffix(".out"), path.with_suffix(".err")]
-    with outputs[0].open("w") as out, outputs[1].open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, str(path), *args],
-            env=os.environ | {"PYTHONPATH": str(pathlib.Path(gm.__file__).parents[1])} | env,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-    try:
-        status = process.wait(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # when no worker was left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        print(*(output.read_text() for output in outputs))
-    return status, *(output.read_text() for output in outputs)
-
-
-NO_GPU = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+def platforms(folder: Path, *arguments: str, **options: Any) -> Any:
+    """Without a GPU and with JAX_PLATFORMS=cuda, starting anything but the CPU platform fails."""
+    (folder / "main.py").write_text(PLATFORM_SCRIPT)
+    options = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""} | options
+    return run_python(folder / "main.py", *arguments, **options)
 
 
 @pytest.mark.parametrize(
-    ("transform", "workers"),
-    [("gm.MixBatch(num_classes=10)", 1), pytest.param("Each()", 5, marks=pytest.mark.slow)],
+    ("transform", "workers"), [("gm.MixBatch(num_classes=10)", "1"), slow("Each()", "5")]
 )
-def test_workers_start_no_accelerator(transform: str, workers: int, tmp_path: pathlib.Path) -> None:
-    args = transform, str(workers)
-    status, out, _ = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **NO_GPU)
-    assert status == 0
-    *batches, main = json.loads(out)
-    assert len(batches) == 5
-    for batch in batches:
-        assert batch["platforms"] == ["cpu"]
-        assert batch["daemon"]
-        assert batch["process"].startswith("grain-")
-    assert main["platforms"] == []
+def test_workers_start_no_accelerator(transform: str, workers: str, tmp_path: Path) -> None:
+    *batches, main = json.loads(platforms(tmp_path, transform, workers).stdout)
+    assert batches == [[["cpu"], True, "grain"]] * 5
+    assert main == []
 
 
 @pytest.mark.slow
-def test_workers_could_start_one(tmp_path: pathlib.Path) -> None:
+def test_workers_could_start_one(tmp_path: Path) -> None:
     """Shows that the test before this one can fail."""
-    args, env = ("Careless()", "1"), NO_GPU | {"JAX_TRACEBACK_FILTERING": "off"}
-    status, _, err = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **env)
-    assert status != 0
-    assert re.search("in map\n.*xla_bridge.py", err, re.DOTALL)
+    done = platforms(tmp_path, "Careless()", "1", status=None, JAX_TRACEBACK_FILTERING="off")
+    assert re.search("in map\n.*xla_bridge.py", done.stderr, re.DOTALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_no_cpu_platform_in_the_main_process(platform: str, tmp_path: pathlib.Path) -> None:
-    args = "gm.MixUpBatch(num_classes=10)", "0"
-    env = NO_GPU | {"JAX_PLATFORMS": platform}
-    status, _, err = run_script(tmp_path / "main.py", PLATFORM_SCRIPT, *args, **env)
-    assert status != 0
+def test_no_cpu_platform_in_the_main_process(platform: str, tmp_path: Path) -> None:
+    transform = "gm.MixUpBatch(num_classes=10)"
+    err = platforms(tmp_path, transform, "0", status=None, JAX_PLATFORMS=platform).stderr
     assert "RuntimeError: mixing on the host needs JAX's CPU platform" in err
     assert f"add cpu to it (JAX_PLATFORMS={platform},cpu)" in err
 
 
-# --- compilation, import, pickling ----------------------------------------------------------------
+# --- compilation, import, equality ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -420,31 +417,31 @@ def compilations() -> list[str]:
     return events  # the listener stays, since JAX 0.7 cannot take it back
 
 
-def new(transform: Any, rng: np.random.Generator) -> Any:
+def new(transform: Any, rng: Rng) -> Any:
     """Neither this process nor the cache of programs has seen it."""
     return dataclasses.replace(transform, label_smoothing=rng.uniform(0.1, 0.9))
 
 
-def random_batch(rng: np.random.Generator, size: int = BATCH_SIZE) -> Batch:
-    return make_batch(rng, size, SHAPE)
-
-
 @each_transform
-def test_one_compilation(transform: Any, compilations: list[str], rng: np.random.Generator) -> None:
+def test_one_compilation(transform: Any, compilations: list[str], rng: Rng) -> None:
     transform = new(transform, rng)
     for _ in range(100):
-        transform.map(random_batch(rng))
+        transform.map(make_batch(rng, BATCH_SIZE, SHAPE))
     assert len(compilations) == 1
-    dataclasses.replace(transform).map(random_batch(rng))
-    pickle.loads(pickle.dumps(transform)).map(random_batch(rng))
+    same = (
+        dataclasses.replace(transform),
+        *(module.loads(module.dumps(transform)) for module in (pickle, cloudpickle)),
+    )
+    for other in same:
+        other.map(make_batch(rng, BATCH_SIZE, SHAPE))
     assert len(compilations) == 1
-    transform.map(random_batch(rng, BATCH_SIZE + 2))
+    transform.map(make_batch(rng, BATCH_SIZE + 2, SHAPE))
     assert len(compilations) == 2
 
 
-def test_threads_share_a_transform(compilations: list[str], rng: np.random.Generator) -> None:
+def test_threads_share_a_transform(compilations: list[str], rng: Rng) -> None:
     transform = new(MIX, rng)
-    batches = [random_batch(rng) for _ in range(16)]
+    batches = [make_batch(rng, BATCH_SIZE, SHAPE) for _ in range(16)]
     together = threading.Barrier(len(batches))
 
     def first(batch: Batch) -> Batch:
@@ -457,26 +454,14 @@ def test_threads_share_a_transform(compilations: list[str], rng: np.random.Gener
     assert_same(mixed, map(transform.map, batches))
 
 
-def test_import_starts_nothing(tmp_path: pathlib.Path) -> None:
+def test_import_starts_nothing() -> None:
     script = """
 import sys
 import grain_mix
 from jax._src import xla_bridge
 print(sorted(xla_bridge._backends), "scipy" in sys.modules)
 """
-    status, out, _ = run_script(tmp_path / "main.py", script)
-    assert (status, out) == (0, "[] False\n")
-
-
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda module: module.__name__)
-@pytest.mark.parametrize(
-    "transform", [*TRANSFORMS, gm.RecordSeed("seed")], ids=lambda t: type(t).__name__
-)
-def test_pickles(transform: Any, pickler: Any) -> None:
-    other = pickler.loads(pickler.dumps(transform))
-    assert other is not transform
-    assert other == transform
-    assert hash(other) == hash(transform)
+    assert run_python("-c", script).stdout == "[] False\n"
 
 
 @each_transform
@@ -491,10 +476,8 @@ def test_transforms_differ_in_any_field(transform: Any) -> None:
     }
     said = dataclasses.replace(transform, num_classes=None, targets={"label": gm.OneHot(3)})
     assert said != dataclasses.replace(said, targets={"label": gm.OneHot(4)})
-    for field in dataclasses.fields(transform):
-        key = field.name.removeprefix("cutmix_")
+    for field in {each.name for each in dataclasses.fields(transform)} - {"targets"}:
+        key = field.removeprefix("cutmix_")
         other = (0.1, 0.2) if key == "minmax" else "other" if key.endswith("_key") else 0.125
-        if field.name == "targets":
-            continue
-        changed = dataclasses.replace(transform, **{field.name: others.get(key, other)})
-        assert changed != transform, field.name
+        changed = dataclasses.replace(transform, **{field: others.get(key, other)})
+        assert changed != transform, field
