@@ -6,10 +6,7 @@ In the tables "…" stands for any text, so that a message can be reworded but l
 import contextlib
 import copy
 import functools
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +14,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from common import data_loader, run_python
 
 import grain_mix as gm
 
@@ -27,6 +25,15 @@ def case(error: type[Exception], message: str, *values: Any) -> Any:
 
 def call(error: type[Exception], message: str, function: Any, *args: Any, **kwargs: Any) -> Any:
     return case(error, message, functools.partial(function, *args, **kwargs))
+
+
+def bad(error: type[Exception], message: str, made: Any, **fields: list[Any]) -> list[Any]:
+    """A case for each value of each field."""
+    return [
+        call(error, f"{name}={repr(value)[:8]} … {message}", made, **{name: value})
+        for name, values in fields.items()
+        for value in values
+    ]
 
 
 def assert_fails(error: type[Exception], message: str, function: Callable[[], Any]) -> None:
@@ -44,68 +51,45 @@ def assert_says(error: Exception, message: str) -> None:
 
 # --- parameters ---------------------------------------------------------------------------------
 
+WEIGHED = {"x": gm.Sparse(), "x_weight": gm.Soft()}
 PARAMETERS = [
-    call(ValueError, "alpha=0 … above 0 … like 0.2", gm.MixUpBatch, alpha=0),
-    call(ValueError, "alpha=-1.0 … above 0 … like 0.2", gm.CutMixBatch, alpha=-1.0),
-    call(ValueError, "alpha=nan … finite … like 0.2", gm.MixUpBatch, alpha=np.nan),
-    call(ValueError, "alpha=inf … finite … like 0.2", gm.CutMixBatch, alpha=np.inf),
-    call(ValueError, "alpha=1000 … finite … like 0.2", gm.MixUpBatch, alpha=10**400),
-    call(TypeError, "alpha='0.2' … number … like 0.2", gm.MixUpBatch, alpha="0.2"),
-    call(TypeError, "alpha=None … number … like 0.2", gm.CutMixBatch, alpha=None),
-    call(TypeError, "alpha=True … number … like 0.2", gm.MixUpBatch, alpha=True),
-    call(ValueError, "mixup_alpha=0 … above 0", gm.MixBatch, mixup_alpha=0),
-    call(TypeError, "cutmix_alpha='1' … above 0", gm.MixBatch, cutmix_alpha="1"),
-    call(ValueError, "prob=1.5 … 0 to 1 … pass", gm.MixUpBatch, prob=1.5),
-    call(ValueError, "prob=nan … 0 to 1 … pass", gm.MixBatch, prob=np.nan),
-    call(TypeError, "prob=True … 0 to 1 … pass", gm.CutMixBatch, prob=True),
-    call(ValueError, "switch_prob=-0.1 … 0 to 1 … pass", gm.MixBatch, switch_prob=-0.1),
-    call(ValueError, "label_smoothing=2 … 0 to 1 … pass", gm.MixUpBatch, label_smoothing=2),
+    *bad(ValueError, "finite number above 0 … like 0.2", gm.MixUpBatch, alpha=[0, np.nan, 10**400]),
+    *bad(ValueError, "finite number above 0 … like 0.2", gm.CutMixBatch, alpha=[-1.0, np.inf]),
+    *bad(TypeError, "number above 0 … like 0.2", gm.MixUpBatch, alpha=["0.2", None, True]),
+    *bad(ValueError, "above 0", gm.MixBatch, mixup_alpha=[0]),
+    *bad(TypeError, "above 0", gm.MixBatch, cutmix_alpha=["1"]),
+    *bad(TypeError, "gm.Beta(2, 8)", gm.MixUpBatch, alpha=[(2, 8)]),
+    call(ValueError, "a=0 … above 0", gm.Beta, 0, 1),
+    *bad(ValueError, "0 to 1 … pass", gm.MixBatch, prob=[1.5, np.nan], switch_prob=[-0.1]),
+    *bad(ValueError, "0 to 1 … pass", gm.MixUpBatch, label_smoothing=[2]),
+    *bad(TypeError, "0 to 1 … pass", gm.CutMixBatch, prob=[True]),
     call(ValueError, "mode='batc' … 'pair' … mean 'batch'?", gm.MixUpBatch, mode="batc"),
     call(ValueError, "mode='Elem' … 'pair' … mean 'elem'?", gm.MixBatch, mode="Elem"),
     call(ValueError, "mode=None … 'pair' … docstring", gm.CutMixBatch, mode=None),
-    call(TypeError, "minmax=0.5 … (lo, hi) … like (0.2, 0.8)", gm.CutMixBatch, minmax=0.5),
-    call(TypeError, "minmax=(0, 1, 2) … (lo, hi) … like", gm.CutMixBatch, minmax=(0, 1, 2)),
-    call(ValueError, "minmax=(0.1, 1.2) … 0 to 1 … pass", gm.CutMixBatch, minmax=(0.1, 1.2)),
-    call(ValueError, "minmax=(nan, 1) … 0 to 1 … pass", gm.CutMixBatch, minmax=(np.nan, 1)),
+    *bad(TypeError, "(lo, hi) … like (0.2, 0.8)", gm.CutMixBatch, minmax=[0.5, (0, 1, 2)]),
+    *bad(ValueError, "0 to 1 … pass", gm.CutMixBatch, minmax=[(0.1, 1.2), (np.nan, 1)]),
     call(ValueError, "minmax=(0.8, 0.2) … (0.2, 0.8)", gm.CutMixBatch, minmax=(0.8, 0.2)),
     call(ValueError, "cutmix_minmax=(1, 0) … (0, 1)", gm.MixBatch, cutmix_minmax=(1, 0)),
-    call(ValueError, "num_classes=0 … above 0 … Soft", gm.MixUpBatch, num_classes=0),
-    call(ValueError, "num_classes=-1 … above 0 … Soft", gm.OneHot, -1),
-    call(ValueError, "num_classes=2147483648 … int32", gm.Sparse, 2**31),
-    call(TypeError, "num_classes=2.5 … int … Soft", gm.CutMixBatch, num_classes=2.5),
-    call(TypeError, "num_classes=True … int … Soft", gm.MixUpBatch, num_classes=True),
-    call(ValueError, "smoothing=2 … 0 to 1", gm.Soft, smoothing=2),
-    call(TypeError, "union=1 … True or False", gm.MultiHot, union=1),
-    call(TypeError, "axes=1 … tuple of axes", gm.ValueMap, 1),
-    call(ValueError, "a=0 … above 0", gm.Beta, 0, 1),
-    call(TypeError, "alpha=(2, 8) … gm.Beta(2, 8)", gm.MixUpBatch, alpha=(2, 8)),
+    *bad(ValueError, "above 0 … Soft", gm.MixUpBatch, num_classes=[0]),
+    *bad(ValueError, "above 0 … Soft", gm.OneHot, num_classes=[-1]),
+    *bad(ValueError, "int32", gm.Sparse, num_classes=[2**31]),
+    *bad(TypeError, "int … Soft", gm.CutMixBatch, num_classes=[2.5, True]),
+    *bad(ValueError, "0 to 1", gm.Soft, smoothing=[2]),
+    *bad(TypeError, "True or False", gm.MultiHot, union=[1]),
+    *bad(TypeError, "tuple of axes", gm.ValueMap, axes=[1]),
     call(ValueError, "image_key=() … at least one … pass", gm.MixUpBatch, image_key=()),
     call(TypeError, "image_key … 1.5 … name … string", gm.MixUpBatch, image_key=("a", 1.5)),
-    call(TypeError, "label_key=True … name … string", gm.MixBatch, label_key=True),
+    *bad(TypeError, "name … string", gm.MixBatch, label_key=[True], seed_key=[None]),
+    *bad(TypeError, "name … string", gm.RecordSeed, seed_key=[b"s"]),
     call(TypeError, "targets='' … name … string", gm.CutMixBatch, targets={"": gm.Pair()}),
-    call(TypeError, "targets=['label'] … dict", gm.CutMixBatch, targets=["label"]),
-    call(TypeError, "seed_key=None … name … string", gm.MixUpBatch, seed_key=None),
-    call(TypeError, "seed_key=b's' … name … string", gm.RecordSeed, seed_key=b"s"),
-    call(
-        ValueError,
-        "'x' … twice, in image_key … one role … rename",
-        gm.MixUpBatch,
-        image_key=["x", "x"],
-    ),
+    *bad(TypeError, "dict", gm.CutMixBatch, targets=[["label"]]),
+    call(ValueError, "'x' … twice, in image_key … role", gm.MixUpBatch, image_key=["x", "x"]),
     call(ValueError, "'label' … twice, by label_key and valid", gm.MixBatch, valid_key="label"),
     call(ValueError, "'image' … twice, by image_key and seed", gm.MixBatch, seed_key="image"),
-    call(
-        ValueError,
-        "'label_weight' … twice … rename",
-        gm.MixUpBatch,
-        image_key="label_weight",
-        targets={"label": gm.Sparse()},
-    ),
-    call(TypeError, "spatial_axes=1 … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=1),
-    call(TypeError, "spatial_axes=() … tuple … (1, 2)", gm.CutMixBatch, spatial_axes=()),
-    call(TypeError, "spatial_axes=(1.0, 2) … (1, 2)", gm.MixBatch, spatial_axes=(1.0, 2)),
-    call(ValueError, "spatial_axes=(1, 1) … once … (1, 2)", gm.MixBatch, spatial_axes=(1, 1)),
-    call(ValueError, "spatial_axes=(0, 1) … no 0 … (1, 2)", gm.CutMixBatch, spatial_axes=(0, 1)),
+    call(ValueError, "'x_weight' … twice … rename", gm.MixUpBatch, targets=WEIGHED),
+    *bad(TypeError, "tuple … (1, 2)", gm.CutMixBatch, spatial_axes=[1, (), (1.0, 2)]),
+    *bad(ValueError, "once … (1, 2)", gm.MixBatch, spatial_axes=[(1, 1)]),
+    *bad(ValueError, "no 0 … (1, 2)", gm.CutMixBatch, spatial_axes=[(0, 1)]),
 ]
 
 # --- draw and the two formulas ------------------------------------------------------------------
@@ -117,6 +101,7 @@ SHAPE = (4, 6, 8, 3)
 X = np.zeros(SHAPE, np.float32)
 LAM = np.full(4, 0.5, np.float32)
 BOX = np.array([[[1, 3], [2, 5]]] * 4)
+LONG_BOX = BOX.repeat(2, 1)
 PARTNER = np.array([1, 0, 3, 2])
 RIGHT = np.array([[0], [4]])
 
@@ -149,14 +134,7 @@ CALLS = [
     call(ValueError, "box of shape (2, 2) … [4, n, 2] … stop", gm.cutmix, X, BOX[0], PARTNER),
     call(ValueError, "box of shape (3, 2, 2) … [4, n, 2]", gm.cutmix, X, BOX[:3], PARTNER),
     call(ValueError, "box … (4, 0, 2)", gm.cutmix, X, BOX[:, :0], PARTNER),
-    call(
-        ValueError,
-        "spatial_axes=(1, 2, 3, 4) … [4, 6, 8, 3]",
-        gm.cutmix,
-        X,
-        BOX.repeat(2, 1),
-        PARTNER,
-    ),
+    call(ValueError, "spatial_axes=(1, 2, 3, 4) … [4, 6, 8", gm.cutmix, X, LONG_BOX, PARTNER),
     call(TypeError, "box … float64", gm.cutmix, X, BOX + 0.7, PARTNER),
     call(ValueError, "box[:, 0] from -1 to 1 … 0 <= … clip", gm.cutmix, X, BOX - 2, PARTNER),
     call(ValueError, "box[:, 1] from 6 to 9 … <= 8 … clip", gm.cutmix, X, BOX + RIGHT, PARTNER),
@@ -191,6 +169,7 @@ def test_call(error: type[Exception], message: str, function: Callable[[], Any])
 MIX = gm.MixBatch(num_classes=3)
 SPARSE = gm.MixUpBatch(targets={"label": gm.Sparse()})
 MASKED = gm.CutMixBatch(targets={"label": gm.OneHot(3), "mask": gm.LabelMap()})
+PADDED, ONES = gm.MixUpBatch(num_classes=3, valid_key="valid"), np.ones(4, np.int32)
 RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
 
 
@@ -229,7 +208,7 @@ EMPTY = {key: value[:0] for key, value in batch().items()}
 MISSPELT = gm.MixUpBatch(num_classes=3, image_key="imgae")
 MISSPELT_MESSAGE = "'imgae' among ['image', 'label', 'mix_seed'] … mean 'image'? … image_key"
 
-ONE_EACH = label([0], [1], [2], [0])
+ROWS, ONE_EACH = label(*np.eye(4, 5)), label([0], [1], [2], [0])
 HUGE, FAR = np.eye(4, 3, dtype=np.int64) * 2**40, np.eye(4, 3) * 1e300
 SWAPPED, SECONDS = np.zeros(4, ">i8"), np.zeros(4, "m8[s]")
 
@@ -240,9 +219,7 @@ BATCHES = [
     case(TypeError, "'image' is a list … array … NumPy", MIX, batch(image=[1, 2, 3, 4])),
     case(KeyError, MISSPELT_MESSAGE, MISSPELT, batch()),
     case(KeyError, "'image' among ['label', 'mix_seed'] … image_key", MIXUP, NO_IMAGE),
-    case(
-        KeyError, "'depth' among ['dept', 'image' … mean 'dept'? … image_key", RGBD, batch(dept=X)
-    ),
+    case(KeyError, "'depth' among ['dept' … mean 'dept'? … image_key", RGBD, batch(dept=X)),
     case(KeyError, "'mask' among … 'msk'] … mean 'msk'? … targets", MASKED, batch(msk=X)),
     case(KeyError, "'label' among ['image' … label_key=None", MIX, NO_LABEL),
     case(KeyError, "'label' among ['image' … leave it out of targets", SPARSE, NO_LABEL),
@@ -254,41 +231,29 @@ BATCHES = [
     case(KeyError, "'seed' … mean 'mix_seed'?", gm.MixUpBatch(seed_key="seed"), batch()),
     case(TypeError, "'mix_seed' is float32 [4] … uint32 [B]", CUTMIX, batch(mix_seed=LAM)),
     case(TypeError, "'mix_seed' is int64 [4] … .astype(np.uint32)", MIX, batch(mix_seed=PARTNER)),
-    case(
-        ValueError,
-        "'mix_seed' is uint32 [4, 1] … once",
-        MIXUP,
-        batch(mix_seed=SEEDS[:, None]),
-    ),
+    case(ValueError, "'mix_seed' is uint32 [4, 1] … once", MIXUP, batch(mix_seed=SEEDS[:, None])),
     case(ValueError, "'mix_seed' is one seed … order is", CUTMIX, batch(mix_seed=SEEDS[0])),
     case(ValueError, "there are 3 seeds in 'mix_seed' … one batch", MIX, batch(mix_seed=SEEDS[:3])),
+    # Padding.
+    case(KeyError, "no field 'valid' among … pass the name as valid_key", PADDED, batch()),
+    case(TypeError, "'valid' is int32 [4] … bool [4] … pass True", PADDED, batch(valid=ONES)),
+    case(TypeError, "'valid' is bool [1, 4] … bool [4] … pass", PADDED, batch(valid=LAM[None] > 0)),
+    case(TypeError, "'valid' is bool [3] … bool [4] … pass True", PADDED, batch(valid=LAM[:3] > 0)),
     # Labels.
     case(ValueError, "int64 [4] … num_classes=K", gm.MixUpBatch(), batch()),
     case(ValueError, "'label' from 0 to 3 … label < 3 … from 1?", CUTMIX, label(0, 1, 2, 3)),
     case(ValueError, "'label' from -1 to 2 … 0 <= label … -1?", MIX, label(0, -1, 2, 0)),
     case(ValueError, "'label' from -2 to 2 … 0 <= label … -1?", SPARSE, label(0, -2, 2, 0)),
     case(ValueError, "'label' from 0 to 2147483648 … fix", SPARSE, label(0, 1, 2, 2**31)),
-    case(
-        TypeError,
-        "'label' is float64 [4, 5] … leave num_classes out",
-        CUTMIX,
-        label(*np.eye(4, 5)),
-    ),
+    case(TypeError, "'label' is float64 [4, 5] … leave num_classes out", CUTMIX, ROWS),
     case(ValueError, "'label' from 0 to 3 … 0 <= label < 3", MIX, label([0], [1], [2], [3])),
     case(ValueError, "'label' is int64 [4, 1] … num_classes=K", gm.MixUpBatch(), ONE_EACH),
     case(ValueError, "'label' … to 1099511627776 … num_classes", gm.MixUpBatch(), label(*HUGE)),
     case(ValueError, "'label' from 0.0 to 1e+300 … scale", gm.MixUpBatch(), label(*FAR)),
     case(TypeError, "'label' is >i8 [4] … swapped … int64", MIX, batch(label=SWAPPED)),
     case(TypeError, "'label' is timedelta64[s] [4] … encode", MIX, batch(label=SECONDS)),
-    case(
-        TypeError,
-        "'label' is float64 [4] … integers … gm.Soft()",
-        MIXUP,
-        label(0.0, 1.0, 2.0, 0.0),
-    ),
-    case(
-        TypeError, "'label' is <U3 [4] … numbers … encode", MIXUP, label("cat", "dog", "dog", "?")
-    ),
+    case(TypeError, "'label' is float64 [4] … integers … gm.Soft()", MIXUP, label(0.0, 1, 2, 0)),
+    case(TypeError, "'label' is <U3 [4] … numbers … encode", MIXUP, label("cat", "dog", "?", "?")),
     case(TypeError, "'label' is float64 [4, 2, 3] … num_classes", MIX, label(*np.zeros((4, 2, 3)))),
     case(ValueError, "'label' is float64 [4, 0]", gm.MixUpBatch(), label([], [], [], [])),
     case(TypeError, "float64 [4, 4] … integers [B] … gm.Soft()", SPARSE, label(*np.eye(4))),
@@ -336,7 +301,7 @@ def test_batch_without_changes_is_good(transform: Any) -> None:
 
 def test_shapes_are_checked_under_jit() -> None:
     message = "'label' is float32 [4, 5] … leave num_classes out"
-    assert_fails(TypeError, message, lambda: jax.jit(CUTMIX.mix)(label(*np.eye(4, 5))))
+    assert_fails(TypeError, message, lambda: jax.jit(CUTMIX.mix)(ROWS))
 
 
 @pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX])
@@ -348,11 +313,6 @@ def test_map_under_jit(transform: Any) -> None:
 def test_labels_of_an_array_on_a_device() -> None:
     on_device = batch(label=jax.numpy.array([0, 1, 2, 3]))
     assert_fails(ValueError, "'label' from 0 to 3 … label < 3", lambda: MIX.mix(on_device))
-
-
-def test_records_are_no_sampler() -> None:
-    with pytest.raises(TypeError, match=r"^PairedSampler: sampler=.*; expected a Grain sampler; "):
-        gm.PairedSampler(Records(), shard_count=2)
 
 
 def starts_jax() -> str | None:
@@ -371,25 +331,14 @@ def starts_jax() -> str | None:
 
 def test_errors_come_before_any_device_work() -> None:
     # In a new process: in this one, other tests have started JAX already.
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {__name__} as module; print(module.starts_jax())"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python("-c", f"import {__name__} as module; print(module.starts_jax())")
     assert done.stdout.strip() == "None"
 
 
 # --- in Grain -----------------------------------------------------------------------------------
 
 
-class Records:
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": np.full((4, 4, 3), index, np.uint8), "label": index % 3}
+RECORDS = [{"image": np.full((4, 4, 3), i, np.uint8), "label": i % 3} for i in range(8)]
 
 
 class AsList(grain.transforms.Map):
@@ -397,12 +346,8 @@ class AsList(grain.transforms.Map):
         return list(element.values())
 
 
-def first_batch(*operations: Any, seed: int | None = 0, worker_count: int = 0) -> Any:
-    sampler = grain.samplers.IndexSampler(8, shuffle=False, num_epochs=1, seed=seed)
-    loader = grain.DataLoader(
-        data_source=Records(), sampler=sampler, operations=operations, worker_count=worker_count
-    )
-    return next(iter(loader))
+def first_batch(*operations: Any, **options: Any) -> Any:
+    return next(iter(data_loader(RECORDS, *operations, **options)))
 
 
 SEED, BATCH = gm.RecordSeed(), grain.transforms.Batch(4)

@@ -2,8 +2,8 @@
 
 import collections
 import dataclasses
-import pathlib
 import pickle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from common import Rng
 
 import grain_mix as gm
+from grain_mix import _place
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -43,97 +45,69 @@ def arrays(dtype: Any) -> list[np.ndarray]:
     return [np.array([[0, 1, 2], [3, i, 1]]).astype(dtype) for i in range(3)]
 
 
-def memmaps(folder: pathlib.Path) -> list[Any]:
-    np.save(folder / "images.npy", np.stack([ARRAY, ARRAY + 1]))
-    return list(np.load(folder / "images.npy", mmap_mode="r"))
-
-
 DTYPES = [
     *"?bBhHiIqQefdgFD",
     *(">f4", ">i2", "=f4", "M8[s]", "m8[ms]", "S3", "U3", "O", "V5"),
     *(jnp.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4),
     np.dtype([("a", "f4"), ("b", ">i2")]),
 ]
-LEAVES: dict[str, list[Any]] = {
-    **{f"array-{np.dtype(d)}": arrays(d) for d in DTYPES},
-    "int": [1, 2, 3],
-    "huge int": [2**63, 2**64 - 1],
-    "int of any size": [2**100, 1],
-    "float": [0.5, float("nan")],
-    "complex": [1j, 2j],
-    "bool": [True, False],
-    "bool and int": [True, 2],
-    "int and float": [1, 2.5],
-    "text": ["short", "a much longer text"],
-    "bytes": [b"short", b"a much longer text", b""],
-    "trailing zeros": [b"a\0", b"b\0\0"],
-    "text arrays": [np.asarray("ab"), np.asarray("abcd")],
-    "text and int": ["a", 1],
-    "numpy numbers": [np.uint8(3), np.uint8(4)],
-    "unsigned and signed": [np.uint64(1), np.int64(2)],
-    "bfloat16 number": [jnp.bfloat16(1.5), jnp.bfloat16(2)],
-    "two dtypes": [ARRAY, ARRAY.astype(np.float64), ARRAY.astype(np.int32)],
-    "two byte orders": [ARRAY, ARRAY.astype(">f4")],
-    "no dimension": [np.asarray(1.5), np.asarray(2.5)],
-    "empty": [ARRAY[:0], ARRAY[:0]],
-    "Fortran's order": [np.asfortranarray(ARRAY), ARRAY],
-    "strides": [ARRAY[:, ::-1], ARRAY[:, ::-1]],
-    "masked": [np.ma.array(ARRAY, mask=ARRAY > 2), np.ma.array(ARRAY, mask=ARRAY > 3)],
-    "masked and not": [ARRAY, np.ma.array(ARRAY, mask=ARRAY > 3)],
-    "masked constant": [np.ma.masked, np.ma.masked],
-    "subclass": [ARRAY.view(Sub), ARRAY.view(Sub)],
-    "record array": [np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")])] * 2,
-    "jax": [jnp.asarray(ARRAY), jnp.asarray(ARRAY)],
-    "jax and numpy": [jnp.asarray(ARRAY), ARRAY],
-    "dict": [{"image": ARRAY, "more": {"name": "a", "label": i}} for i in range(3)],
-    "ordered dict": [collections.OrderedDict(b=1, a=ARRAY)] * 2,
-    "default dict": [collections.defaultdict(int, a=1)] * 2,
-    "list": [[ARRAY, 1], [ARRAY, 2]],
-    "tuple": [(ARRAY, 1), (ARRAY, 2)],
-    "empty tuple": [(), ()],
-    "named tuple": [Named(ARRAY, 1), Named(ARRAY, 2)],
-    "None": [{"a": None, "b": 1}, {"a": None, "b": 2}],
-    "None after an int": [{"a": 1}, {"a": None}],
-    "list after an array": [np.asarray([1, 2, 3]), [4, 5, 6]],
-    "dict after an int": [{"a": 1}, {"a": {"b": 1}}],
-    "dataclass": [Thing(1), Thing(2)],
-    "registered dataclass": [Node(ARRAY, 1), Node(ARRAY, 2)],
-    "objects": [object(), object()],
-    "sets": [{1}, {2}],
-}
+MASKED = [np.ma.masked_greater(ARRAY, limit) for limit in (2, 3)]
+RECORD = np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")])
+LEAVES: list[list[Any]] = [arrays(dtype) for dtype in DTYPES]
+# Numbers, text and objects.
+LEAVES += [[1, 2, 3], [2**63, 2**64 - 1], [2**100, 1], [0.5, float("nan")], [1j, 2j]]
+LEAVES += [[True, False], [True, 2], [1, 2.5], ["a", 1], ["short", "a much longer text"]]
+LEAVES += [[b"short", b"a much longer text", b""], [b"a\0", b"b\0\0"], [np.ma.masked] * 2]
+LEAVES += [
+    [np.uint8(3), np.uint8(4)],
+    [np.uint64(1), np.int64(2)],
+    [jnp.bfloat16(1.5), jnp.bfloat16(2)],
+]
+LEAVES += [[object(), object()], [{1}, {2}], [Thing(1), Thing(2)]]
+# Arrays.
+LEAVES += [[np.asarray("ab"), np.asarray("abcd")], [np.asarray(1.5), np.asarray(2.5)]]
+LEAVES += [[ARRAY, ARRAY.astype(np.float64), ARRAY.astype(np.int32)], [ARRAY, ARRAY.astype(">f4")]]
+LEAVES += [[ARRAY[:0]] * 2, [np.asfortranarray(ARRAY), ARRAY], [ARRAY[:, ::-1]] * 2]
+LEAVES += [MASKED, [ARRAY, MASKED[1]], [ARRAY.view(Sub)] * 2, [RECORD] * 2]
+LEAVES += [[jnp.asarray(ARRAY)] * 2, [jnp.asarray(ARRAY), ARRAY], [np.arange(3), [4, 5, 6]]]
+# Trees.
+LEAVES += [[{"image": ARRAY, "more": {"name": "a", "label": i}} for i in range(3)]]
+LEAVES += [[collections.OrderedDict(b=1, a=ARRAY)] * 2, [collections.defaultdict(int, a=1)] * 2]
+LEAVES += [[[ARRAY, 1], [ARRAY, 2]], [(ARRAY, 1), (ARRAY, 2)], [(), ()]]
+LEAVES += [[Named(ARRAY, 1), Named(ARRAY, 2)], [Node(ARRAY, 1), Node(ARRAY, 2)]]
+LEAVES += [[{"a": None, "b": 1}, {"a": None, "b": 2}], [{"a": 1}, {"a": None}]]
+LEAVES += [[{"a": 1}, {"a": {"b": 1}}]]
 ONE_SHAPE = "expected one shape in all records of a batch; crop, resize or pad it before Batch"
 ONE_STRUCTURE = "expected records of one structure; add the field to all records, or drop it"
-FAILURES: dict[str, tuple[list[Any], str]] = {
-    "shapes": (
+NO_RECORDS = "aligned_stack: no records; expected one or more; pass the records of a batch"
+FAILURES: list[tuple[list[Any], str]] = [
+    (
         [{"views": (1, ARRAY)}, {"views": (1, ARRAY)}, {"views": (1, ARRAY[:1])}],
         f"aligned_stack: 'views/1' is [2, 3] in record 0 and [1, 3] in record 2; {ONE_SHAPE}",
     ),
-    "shapes without a name": (
+    (
         [ARRAY, ARRAY[0]],
         f"aligned_stack: the record is [2, 3] in record 0 and [3] in record 1; {ONE_SHAPE}",
     ),
-    "masked shapes": (
-        [{"a": np.ma.array(ARRAY)}, {"a": np.ma.array(ARRAY[0])}],
-        "'a' is [2, 3] in",
-    ),
-    "ragged": ([{"a": [1, 2]}, {"a": [1, [2, 3]]}, {"a": [1, 2]}], "'a/1' is"),
-    "missing": (
+    (
         [{"image": ARRAY, "label": 1}, {"image": ARRAY, "label": 1}, {"image": ARRAY}],
         f"aligned_stack: 'label' is in record 0 and not in record 2; {ONE_STRUCTURE}",
     ),
-    "one more": ([{"a": 1}, {"a": 1, "b": 1}], "'b' is in record 1 and not in record 0"),
-    "other name": ([{"a": 1}, {"b": 0.5}, {"c": True}], "'a' is in record 0 and not in record 1"),
-    "int after None": ([{"a": None}, {"a": 1}], "'a' is in record 1 and not in record 0"),
-    "lengths": ([{"a": (1, 2)}, {"a": (1,)}], "'a/1' is in record 0 and not in record 1"),
-    "list after tuple": ([{"a": (1,)}, {"a": [1]}], "tuple"),
-    "dtypes": ([{"a": np.datetime64(0, "s")}, {"a": 1.5}], "aligned_stack: in 'a'"),
-    "keys": ([{"a": jax.random.key(0)}] * 2, "aligned_stack: in 'a'"),
-    "none": ([], "aligned_stack: no records; expected one or more; pass the records of a batch"),
-}
+    ([], NO_RECORDS),
+    ([{"a": np.ma.array(ARRAY)}, {"a": np.ma.array(ARRAY[0])}], "'a' is [2, 3] in"),
+    ([{"a": [1, 2]}, {"a": [1, [2, 3]]}, {"a": [1, 2]}], "'a/1' is"),
+    ([{"a": 1}, {"a": 1, "b": 1}], "'b' is in record 1 and not in record 0"),
+    ([{"a": 1}, {"b": 0.5}, {"c": True}], "'a' is in record 0 and not in record 1"),
+    ([{"a": None}, {"a": 1}], "'a' is in record 1 and not in record 0"),
+    ([{"a": (1, 2)}, {"a": (1,)}], "'a/1' is in record 0 and not in record 1"),
+    ([{"a": (1,)}, {"a": [1]}], "tuple"),
+    ([{"a": np.datetime64(0, "s")}, {"a": 1.5}], "aligned_stack: in 'a'"),
+    ([{"a": jax.random.key(0)}] * 2, "aligned_stack: in 'a'"),
+]
 
 
-def grains_own(records: list[Any]) -> Any:
-    return grain.MapDataset.source(records).batch(len(records))[0]
+def grains_own(records: list[Any], **batch_fn: Any) -> Any:
+    return grain.MapDataset.source(records).batch(len(records), **batch_fn)[0]
 
 
 def assert_alike(ours: Any, grains: Any) -> None:
@@ -149,22 +123,27 @@ def assert_alike(ours: Any, grains: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, None], ids=["one", "all"])
-@pytest.mark.parametrize("records", LEAVES.values(), ids=LEAVES)
+@pytest.mark.parametrize("records", LEAVES, ids=lambda records: repr(records)[:50])
 def test_every_kind_of_leaf(records: list[Any], size: int | None) -> None:
     records = records[:size]
-    dataset = grain.MapDataset.source(records)
-    ours = dataset.batch(len(records), batch_fn=gm.aligned_stack)[0]
-    assert_alike(ours, grains_own(records))
+    assert_alike(grains_own(records, batch_fn=gm.aligned_stack), grains_own(records))
 
 
-def test_memory_maps(tmp_path: pathlib.Path) -> None:
-    records = memmaps(tmp_path)
-    stacked = gm.aligned_stack(records)
-    assert_alike(stacked, grains_own(records))
-    assert stacked.ctypes.data % 64 == 0
+def test_memory_is_aligned_and_its_own(tmp_path: Path, rng: Rng) -> None:
+    np.save(tmp_path / "images.npy", rng.integers(0, 9, (5, 7, 3)))
+    maps = list(np.load(tmp_path / "images.npy", mmap_mode="r"))
+    assert_alike(gm.aligned_stack(maps), grains_own(maps))
+    for dtype in (np.uint8, np.float32, jnp.bfloat16):
+        records = [{"a": image.astype(dtype)} for image in maps]
+        stacked = gm.aligned_stack(records)["a"]
+        assert stacked.ctypes.data % 64 == 0
+        assert _place.to_host({"a": stacked})["a"] is stacked
+        placed = jax.device_put(stacked, _place.host())  # as a jitted function takes it
+        assert placed.unsafe_buffer_pointer() == stacked.ctypes.data
+        assert not any(np.shares_memory(stacked, record["a"]) for record in records)
 
 
-@pytest.mark.parametrize(("records", "message"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize(("records", "message"), FAILURES)
 def test_what_grain_refuses_is_refused_by_name(records: list[Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError)) as ours:
         gm.aligned_stack(records)
@@ -177,25 +156,18 @@ def test_what_grain_refuses_is_refused_by_name(records: list[Any], message: str)
         assert text == message
 
 
-def test_records_are_copied() -> None:
-    records = [{"a": ARRAY.copy()}]
-    stacked = gm.aligned_stack(records)
-    stacked["a"][:] = 9
-    np.testing.assert_array_equal(records[0]["a"], ARRAY)
+class Decode(grain.transforms.Map):
+    def map(self, i: int) -> Any:
+        return {"image": np.full((4, 5), i), "more": ({"name": str(i)}, None)}
+
+    def output_spec(self, _: Any) -> Any:
+        struct = grain.experimental.ShapeDtypeStruct
+        return {"image": struct((4, 5), np.int64), "more": ({"name": struct((), str)}, None)}
 
 
 @pytest.mark.parametrize("drop", [True, False])
 def test_spec(drop: bool) -> None:
-    struct = grain.experimental.ShapeDtypeStruct
-
-    class Record(grain.transforms.Map):
-        def map(self, i: int) -> Any:
-            return {"image": np.full((4, 5), i), "more": ({"name": str(i)}, None)}
-
-        def output_spec(self, _: Any) -> Any:
-            return {"image": struct((4, 5), np.int64), "more": ({"name": struct((), str)}, None)}
-
-    records = grain.MapDataset.range(6).map(Record())
+    records = grain.MapDataset.range(6).map(Decode())
     for dataset in (records, records.to_iter_dataset()):
         ours, grains = (
             grain.experimental.get_element_spec(
