@@ -4,23 +4,20 @@ import ast
 import importlib
 import inspect
 import multiprocessing
-import pathlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grain
+from common import data_loader
 
 import grain_mix as gm
 from grain_mix import _calls
 
 PRIVATE = re.compile(r"_[a-z]\w*")
 PREFETCH = "grain._src.python.dataset.transformations.process_prefetch"
-
-
-def loader() -> Any:
-    sampler = grain.samplers.SequentialSampler(4)
-    return grain.DataLoader(data_source=range(4), sampler=sampler)
+SHARDED = grain.samplers.SequentialSampler(4, grain.sharding.ShardOptions(0, 2))
 
 
 def workers_flag() -> Any:
@@ -34,38 +31,31 @@ class InWorker(grain.transforms.Map):
 
 
 def in_worker() -> Any:
-    options = grain.MultiprocessingOptions(num_workers=1)
-    return next(
-        iter(grain.MapDataset.range(1).map(InWorker()).to_iter_dataset().mp_prefetch(options))
-    )
+    dataset = grain.MapDataset.range(1).map(InWorker()).to_iter_dataset()
+    return next(iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=1))))
 
 
-def sharded_sampler() -> Any:
-    options = grain.sharding.ShardOptions(shard_index=0, shard_count=2)
-    return grain.samplers.SequentialSampler(4, options)
+def loader() -> Any:
+    return data_loader(range(4))
 
 
+COMPARES = (
+    "LoaderDataset compares a loader with its PairedSampler, which refuses samplers that shard"
+)
+WORKER = "a Grain worker leaves accelerators alone"
 # Each name, the workaround that reads it, and how to see that it is still there.
 PLACES: dict[str, tuple[str, Callable[[], bool]]] = {
-    "_sampler": (
-        "LoaderDataset compares a loader with its PairedSampler",
-        lambda: isinstance(loader()._sampler, grain.samplers.SequentialSampler),
-    ),
+    "_sampler": (COMPARES, lambda: isinstance(loader()._sampler, grain.samplers.IndexSampler)),
     "_shard_options": (
-        "LoaderDataset compares a loader with its PairedSampler, which refuses samplers that shard",
-        lambda: (
-            loader()._shard_options.shard_count == sharded_sampler()._shard_options.shard_count - 1
-        ),
+        COMPARES,
+        lambda: (loader()._shard_options.shard_count, SHARDED._shard_options.shard_count) == (1, 2),
     ),
     "_iterator": (
         "LoaderDataset's iterators end their workers",
         lambda: callable(iter(loader())._iterator.close),
     ),
-    PREFETCH: ("a Grain worker leaves accelerators alone", lambda: workers_flag() is False),
-    "_is_in_worker_process": (
-        "a Grain worker leaves accelerators alone",
-        lambda: in_worker() == (True, True, True),
-    ),
+    PREFETCH: (WORKER, lambda: workers_flag() is False),
+    "_is_in_worker_process": (WORKER, lambda: in_worker() == (True, True, True)),
 }
 
 
@@ -81,7 +71,7 @@ def test_private_places_of_grain() -> None:
     assert not gone
 
 
-def names(path: pathlib.Path) -> tuple[set[str], set[str]]:
+def names(path: Path) -> tuple[set[str], set[str]]:
     """The private names that a file reads, with `getattr` or without, and the names it defines."""
     read, defined = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -100,9 +90,7 @@ def names(path: pathlib.Path) -> tuple[set[str], set[str]]:
 
 
 def test_the_list_is_complete() -> None:
-    folder = pathlib.Path(inspect.getfile(gm)).parent
-    read, defined = (
-        set().union(*sets) for sets in zip(*map(names, folder.rglob("*.py")), strict=True)
-    )
+    files = Path(inspect.getfile(gm)).parent.rglob("*.py")
+    read, defined = (set().union(*sets) for sets in zip(*map(names, files), strict=True))
     defined -= {"_shard_options"}  # a PairedSampler has it too, for a loader that asks
     assert read - defined - {"_make", "_replace"} == set(PLACES)  # these two are NamedTuple's
