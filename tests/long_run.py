@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import psutil
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
+from common import data_loader, over
 
 import grain_mix as gm
 from grain_mix import _mixing
@@ -42,20 +42,14 @@ class Records:
 
 def start() -> grain.DatasetIterator:
     """Two workers, mixing over four devices after them, in a prefetch thread."""
-    mesh = jax.make_mesh((4,), ("data",))
-    mix = gm.MixBatch(num_classes=10, sharding=NamedSharding(mesh, PartitionSpec("data")))
-    loader = grain.DataLoader(
-        data_source=Records(),
-        sampler=gm.PairedSampler(
-            grain.samplers.IndexSampler(len(Records()), shuffle=True, seed=0),
-            shard_count=1,
-            worker_count=2,
-        ),
-        shard_options=grain.sharding.NoSharding(),
-        operations=[gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE, drop_remainder=True)],
+    mix = gm.MixBatch(num_classes=10, sharding=over(4))
+    sampler = grain.samplers.IndexSampler(len(Records()), shuffle=True, seed=0)
+    loader = data_loader(  # whose few records read ahead settle soon
+        Records(),
+        gm.RecordSeed(),
+        grain.transforms.Batch(BATCH_SIZE, drop_remainder=True),
+        sampler=gm.PairedSampler(sampler, shard_count=1, worker_count=2),
         worker_count=2,
-        # Few records read ahead: the default of 500 threads' worth takes a while to settle.
-        read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=64),
     )
     dataset = gm.LoaderDataset(loader).map(mix)
     return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2))
@@ -63,12 +57,12 @@ def start() -> grain.DatasetIterator:
 
 def descriptors(pid: int) -> tuple[int, int]:
     """Those of batches on their way, whose number goes up and down, and all others."""
-    links = []
+    shared = other = 0
     for descriptor in pathlib.Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            links.append(str(descriptor.readlink()))
-    shared = sum(link.startswith("/dev/shm/") for link in links)
-    return shared, len(links) - shared
+            is_shared = str(descriptor.readlink()).startswith("/dev/shm/")
+            shared, other = shared + is_shared, other + (not is_shared)
+    return shared, other
 
 
 def census() -> dict[str, float]:

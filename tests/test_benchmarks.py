@@ -2,14 +2,14 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str) -> str:

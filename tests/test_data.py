@@ -1,8 +1,8 @@
 """The examples' data sets: prepared by TFDS, without an unasked download."""
 
 import collections
-import pathlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import data
@@ -35,13 +35,13 @@ class LookAlike(tfds.image_classification.Cifar10, skip_registration=True):
             yield i, {"id": f"{prefix}_{i:05d}", "image": Image.fromarray(pixels), "label": i % 10}
 
 
-def prepare_look_alike(folder: pathlib.Path) -> None:
+def prepare_look_alike(folder: Path) -> None:
     tfds.disable_progress_bar()
     LookAlike(data_dir=folder).download_and_prepare(file_format="array_record")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_cifar10_as_tfds_prepares_it(split: str, tmp_path: pathlib.Path) -> None:
+def test_cifar10_as_tfds_prepares_it(split: str, tmp_path: Path) -> None:
     prepare_look_alike(tmp_path)
     records, names = data.cifar10(tmp_path, split)
     assert list(names) == NAMES
@@ -53,7 +53,7 @@ def test_cifar10_as_tfds_prepares_it(split: str, tmp_path: pathlib.Path) -> None
 
 
 def test_unprepared_cifar10_leaves_the_network_alone(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
     with pytest.raises(SystemExit, match="--download") as error:
@@ -62,7 +62,7 @@ def test_unprepared_cifar10_leaves_the_network_alone(
     assert not list(tmp_path.iterdir())
 
 
-def test_digits(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     expected = collections.Counter()
     for image, label in zip(images, labels, strict=True):

@@ -2,18 +2,16 @@
 
 import importlib.util
 import linecache
-import os
-import pathlib
 import re
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from common import run_python
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"(?:<!-- needs (\w+) -->\n+)?```python\n(.*?)```", re.DOTALL)
 # In a Python of its own, since these libraries set it up.
 ALONE = ("with", "coming_from")
@@ -22,7 +20,7 @@ FAST += ("how/promises/weights.md", "how/promises/errors.md")
 PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if "```python" in page.read_text()]
 
 
-def blocks_of(page: pathlib.Path) -> list[str]:
+def blocks_of(page: Path) -> list[str]:
     """Those whose library is installed. The extra `test` has Keras, the nightly job has all."""
     found = BLOCK.findall(page.read_text())
     libraries = {library for library, _ in found if library}
@@ -33,7 +31,7 @@ def blocks_of(page: pathlib.Path) -> list[str]:
     return blocks
 
 
-def run(page: pathlib.Path) -> dict[str, Any]:
+def run(page: Path) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "page"}
     for number, block in enumerate(blocks_of(page)):
         name = f"<{page.relative_to(DOCS)}, block {number}>"
@@ -42,31 +40,18 @@ def run(page: pathlib.Path) -> dict[str, Any]:
     return names
 
 
-def run_alone(page: pathlib.Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(DOCS.parent / "examples"), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks_of(page))],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def marked(page: pathlib.Path) -> Any:
+def marked(page: Path) -> Any:
     name = str(page.relative_to(DOCS))
     return pytest.param(page, id=name, marks=() if name in FAST else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("page", list(map(marked, PAGES)))
-def test_a_page_runs(
-    page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, since some pages draw."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     if page.parent.name in ALONE:
-        run_alone(page)
+        run_python("-c", "\n".join(blocks_of(page)), JAX_PLATFORMS="cpu")
         return
     names = run(page)
     if page.name == "seeds.md":

@@ -1,36 +1,34 @@
 """The README's script trains as it stands, and no public name is left out."""
 
-import pathlib
 import re
-import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from common import run_python
 from PIL import Image
 
 import grain_mix as gm
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
 import renew  # noqa: E402
 
 README = ROOT / "README.md"
 
 
-def run(folder: pathlib.Path, script: str) -> str:
+def run(folder: Path, script: str) -> str:
     """In an empty folder, as a user would run it."""
     (folder / "program.py").write_text(script)
-    command = [sys.executable, "program.py"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python("program.py", cwd=folder)
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_the_script_trains_and_mixing_helps(tmp_path: pathlib.Path) -> None:
+def test_the_script_trains_and_mixing_helps(tmp_path: Path) -> None:
     [script] = renew.programs(README)
     line = re.compile(r"(\w+) mixing: (\d+\.\d) % of 360 test digits, ± (\d+\.\d)\n")
     [without, mixed] = line.findall(run(tmp_path, script))
@@ -47,7 +45,7 @@ def test_the_cost_is_the_measured_one() -> None:
     assert renew.filled(text, "cost", renew.cost()) == text, "python docs/renew.py"
 
 
-def test_the_script_runs_with_workers(tmp_path: pathlib.Path) -> None:
+def test_the_script_runs_with_workers(tmp_path: Path) -> None:
     """As README says: nothing else has to change."""
     [script] = renew.programs(README)
     shorter = script.replace("num_epochs=100", "num_epochs=2").replace("range(4)", "range(2)")
@@ -56,7 +54,7 @@ def test_the_script_runs_with_workers(tmp_path: pathlib.Path) -> None:
     assert run(tmp_path, changed).count("test digits") == 2
 
 
-def test_a_folder_of_images_is_mixed_by_two_workers(tmp_path: pathlib.Path) -> None:
+def test_a_folder_of_images_is_mixed_by_two_workers(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
@@ -75,14 +73,12 @@ def test_the_public_names_are_documented() -> None:
         assert f"`{name}`" in readme or f"gm.{name}" in readme, name
 
 
-def test_links_on_the_index_page_are_absolute(tmp_path: pathlib.Path) -> None:
+def test_links_on_the_index_page_are_absolute(tmp_path: Path) -> None:
     """A release writes the address, which it alone knows. Each link leads to a file."""
     for name in ("README.md", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     address = "https://example.org/owner/name"
-    command = [sys.executable, ROOT / ".ci" / "address.py", address, "v1.2.3"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-
+    run_python(ROOT / ".ci" / "address.py", address, "v1.2.3", cwd=tmp_path)
     links = re.findall(r"(!?)\[[^]\n]*\]\(([^)\s]+)\)", (tmp_path / "README.md").read_text())
     assert len(links) == len(re.findall(r"\]\(", README.read_text())) > 20
     ours = 0

@@ -1,63 +1,38 @@
 """The training example: it trains, stops, resumes, and compares."""
 
 import argparse
-import contextlib
-import os
-import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import compare
 import numpy as np
 import pytest
+from common import Rng, started
 from PIL import Image
 from test_data import prepare_look_alike
 
-ROOT = pathlib.Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
-@contextlib.contextmanager
-def started(folder: pathlib.Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    command = [
-        sys.executable,
-        ROOT / "examples" / "train.py",
-        "--data-dir",
-        folder / "data",
-        *flags,
-    ]
-    with subprocess.Popen(
-        [str(word) for word in command],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def training(folder: Path, *flags: object) -> AbstractContextManager[subprocess.Popen[str]]:
+    return started(SCRIPT, "--data-dir", folder / "data", *flags, cwd=folder, **ENVIRONMENT)
 
 
-def train(folder: pathlib.Path, *flags: object) -> list[str]:
+def train(folder: Path, *flags: object) -> list[str]:
     """Returns the lines that it printed."""
-    with started(folder, *flags) as process:
+    with training(folder, *flags) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     return output.splitlines()
 
 
 @pytest.mark.slow
-def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
+def test_learns_and_resumes(tmp_path: Path) -> None:
     flags = ["--mix", "mixup", "--seed", 3]
     *_, straight = train(tmp_path, *flags, "--num-epochs", 6)
     found = re.fullmatch(r"360 clean test records: accuracy (.*)%, log-loss 0\.\d{4}", straight)
@@ -72,7 +47,7 @@ def test_learns_and_resumes(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
+def test_other_options_are_refused(tmp_path: Path) -> None:
     """With other options, the checkpoint's state would count other batches."""
     line = ["--workdir", tmp_path / "run", "--num-epochs", 1]
     train(tmp_path, *line, "--mix", "mixup", "--batch-size", 64)
@@ -80,7 +55,7 @@ def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
         (["--mix", "cutmix", "--batch-size", 64], "--mix was mixup, now it is cutmix"),
         (["--mix", "mixup", "--batch-size", 128], "--batch-size was 64, now it is 128"),
     ]:
-        with started(tmp_path, *line, *flags) as process:
+        with training(tmp_path, *line, *flags) as process:
             _, errors = process.communicate()
         assert process.returncode == 1
         assert f"holds another run: {difference}; pass the options it was started with" in errors
@@ -89,9 +64,9 @@ def test_other_options_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
+def test_ctrl_c_saves(tmp_path: Path) -> None:
     saved = tmp_path / "runs" / "digits-both-0" / "50"  # the first checkpoint
-    with started(tmp_path, "--num-epochs", 10**6) as process:
+    with training(tmp_path, "--num-epochs", 10**6) as process:
         while process.poll() is None and not saved.exists():
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -104,43 +79,30 @@ def test_ctrl_c_saves(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_cifar10(tmp_path: pathlib.Path) -> None:
+def test_cifar10(tmp_path: Path) -> None:
     prepare_look_alike(tmp_path / "data")
     lines = train(tmp_path, "--data", "cifar10", "--num-epochs", 1, "--batch-size", 32)
     assert lines[-1].startswith("32 clean test records: accuracy ")
 
 
 @pytest.mark.slow
-def test_compare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "SEEDS", range(2))
     monkeypatch.setattr(compare, "STEPS", 3)
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- compare -->\nold\n<!-- /compare -->\nafter\n")
-    compare.main(
-        argparse.Namespace(
-            data="digits",
-            data_dir=tmp_path / "data",
-            workdir=tmp_path,
-            learning_rate=0.1,
-            momentum=0.9,
-            page=page,
-        )
-    )
+    options = {"data": "digits", "data_dir": tmp_path / "data", "workdir": tmp_path, "page": page}
+    compare.main(argparse.Namespace(**options, learning_rate=0.1, momentum=0.9))
     table = (tmp_path / "compare.md").read_text()
     number = r"\d+\.\d+ ± \d+\.\d+"
-    assert re.findall(rf"^\| (\w+)(?: \| {number}){{7}} \|$", table, re.MULTILINE) == [
-        "none",
-        "mixup",
-        "cutmix",
-        "both",
-    ]
-    text = page.read_text()
-    assert text == f"before\n<!-- compare -->\n{table}\n<!-- /compare -->\nafter\n"
+    rows = re.findall(rf"^\| (\w+)(?: \| {number}){{7}} \|$", table, re.MULTILINE)
+    assert rows == ["none", "mixup", "cutmix", "both"]
+    assert page.read_text() == f"before\n<!-- compare -->\n{table}\n<!-- /compare -->\nafter\n"
     with Image.open(tmp_path / "compare.png") as image:
         assert image.width > 900
 
 
-def test_calibration_error(rng: np.random.Generator) -> None:
+def test_calibration_error(rng: Rng) -> None:
     """0 if predictions are right as often as they say. Errors in both directions add up."""
     confidence = np.repeat([0.65, 0.85], 20)
     log_probs = np.log(np.stack([confidence, 1 - confidence], axis=1))
@@ -152,7 +114,7 @@ def test_calibration_error(rng: np.random.Generator) -> None:
     assert compare.calibration_error(log_probs[order], labels[order]) == pytest.approx(5 / 40)
 
 
-def test_temperature(rng: np.random.Generator) -> None:
+def test_temperature(rng: Rng) -> None:
     """Predictions that are twice too sure are calibrated after it, and others stay so."""
     logits = rng.normal(size=(20_000, 5))
     probabilities = np.exp(compare.scaled(logits, 0.0))
@@ -163,7 +125,7 @@ def test_temperature(rng: np.random.Generator) -> None:
     assert compare.calibration_error(compare.scaled(2 * logits, 0.0), labels) > 0.1
 
 
-def test_wrong_labels_and_hidden_squares(rng: np.random.Generator) -> None:
+def test_wrong_labels_and_hidden_squares(rng: Rng) -> None:
     records = [{"image": i, "label": i % 10} for i in range(200)]
     wrong = compare.with_wrong_labels(records, 0.4, 10, seed=3)
     changed = [a["label"] != b["label"] for a, b in zip(records, wrong, strict=True)]
