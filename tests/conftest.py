@@ -22,9 +22,6 @@ from absl import flags
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 
-# --- compiled programs are kept from run to run ---------------------------------------------------
-
-
 def kept_folder() -> pathlib.Path:
     """One for each JAX, Python and processor, since a program is compiled for just these."""
     cpu = pathlib.Path("/proc/cpuinfo")
@@ -73,8 +70,6 @@ def pytest_unconfigure() -> None:
             compilation_cache.decompress_executable(entry.read_bytes())
             os.link(entry, KEPT / entry.name)
 
-
-# --- processes, signals, random inputs ------------------------------------------------------------
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
 

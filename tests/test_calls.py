@@ -45,9 +45,6 @@ def program(folder: Path, rooms: Any = ONE, **parts: str) -> Path:
     return folder / "main.py"
 
 
-# --- the end of Python ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("end", "status", "rooms"),
     [("", 0, ONE), slow("raise OSError('mine')", 1, NESTED), slow("gc.freeze()", 0, NESTED)],
@@ -127,8 +124,6 @@ assert not _calls._in_progress
     refused = "Python is ending, so this thread cannot mix more"
     assert run_python("-c", code).stdout.count(refused) == 5
 
-
-# --- Ctrl-C ---------------------------------------------------------------------------------------
 
 SLEEPS = "print('ready', flush=True)\nwhile True: time.sleep(1)"
 READS = "print('ready', flush=True)\nwhile True: next(iterators[0])"
@@ -217,9 +212,6 @@ def test_handlers_of_signals(handler: str) -> None:
     """None cuts the end short; others' are called, and all are as before afterwards."""
     done = run_python("-c", HANDLERS, handler)
     assert done.stdout == f"to the end {handler == 'mine'} True\n", done.stderr
-
-
-# --- a worker that is not Grain's ----------------------------------------------------------------
 
 
 def put_platforms(queue: Any) -> None:

@@ -215,9 +215,6 @@ def test_modes_share_the_first_records_draw(rng: Rng) -> None:
         np.testing.assert_array_equal(getattr(batch, field), own[[0] * 7])
 
 
-# --- known answers --------------------------------------------------------------------------------
-
-
 def on_grid(lam: np.ndarray) -> list[int]:
     return (lam.astype(np.float64) * 2**24).astype(int).tolist()
 

@@ -183,20 +183,12 @@ def batch(drop: str | None = None, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (good | changes).items() if key != drop}
 
 
-def image(dtype: Any = np.uint8, shape: tuple[int, ...] = SHAPE) -> dict[str, Any]:
-    return batch(image=np.zeros(shape, dtype))
-
-
 def label(*values: Any) -> dict[str, Any]:
     return batch(label=np.array(values))
 
 
-def mask(*shape: int, dtype: Any = np.uint8) -> dict[str, Any]:
-    return batch(mask=np.zeros(shape, dtype))
-
-
-def depth(*shape: int) -> dict[str, Any]:
-    return batch(depth=np.zeros(shape, np.float32))
+def zeros(field: str, dtype: str, *shape: int) -> dict[str, Any]:
+    return batch(**{field: np.zeros(shape or SHAPE, dtype)})
 
 
 def along(*axes: int) -> gm.CutMixBatch:
@@ -259,27 +251,27 @@ BATCHES = [
     case(TypeError, "float64 [4, 4] … integers [B] … gm.Soft()", SPARSE, label(*np.eye(4))),
     case(ValueError, "'label' is int64 [3] … 4 seeds … one batch", CUTMIX, label(0, 1, 2)),
     # Images and masks.
-    case(TypeError, "'image' is <U3 … uint8 … decode", MIXUP, image("U3")),
-    case(TypeError, "'image' is object … uint8 … decode", CUTMIX, image(object)),
-    case(TypeError, "'image' is >f4 … swapped … .astype(np.float32)", MIX, image(">f4")),
-    case(TypeError, "'image' is complex64 … float32 … convert", MIX, image(np.complex64)),
-    case(TypeError, "'image' is float64 … float32 … .astype(np.float32)", MIXUP, image(np.float64)),
-    case(TypeError, "'image' is int64 … int32 … .astype(np.int32)", CUTMIX, image(np.int64)),
-    case(TypeError, "'image' is uint64 … .astype(np.uint32)", MIX, image(np.uint64)),
-    case(TypeError, "'image' is bool … uint8 … CutMixBatch", MIXUP, image(bool)),
-    case(TypeError, "'image' is bool … uint8 … cast", MIX, image(bool)),
-    case(ValueError, "'image' … [4, 0, 8, 3] … pixel … filter", CUTMIX, image(shape=(4, 0, 8, 3))),
-    case(ValueError, "'image' … 0, 0, 3 … pixel … filter", MIXUP, image(shape=(4, 0, 0, 3))),
-    case(ValueError, "'image' … [4, 6] … (1,) for", CUTMIX, image(shape=(4, 6))),
+    case(TypeError, "'image' is <U3 … uint8 … decode", MIXUP, zeros("image", "U3")),
+    case(TypeError, "'image' is object … uint8 … decode", CUTMIX, zeros("image", "O")),
+    case(TypeError, "'image' is >f4 … swapped … .astype(np.float32)", MIX, zeros("image", ">f4")),
+    case(TypeError, "'image' is complex64 … float32 … convert", MIX, zeros("image", "c8")),
+    case(TypeError, "'image' is float64 … .astype(np.float32)", MIXUP, zeros("image", "f8")),
+    case(TypeError, "'image' is int64 … int32 … .astype(np.int32)", CUTMIX, zeros("image", "i8")),
+    case(TypeError, "'image' is uint64 … .astype(np.uint32)", MIX, zeros("image", "u8")),
+    case(TypeError, "'image' is bool … uint8 … CutMixBatch", MIXUP, zeros("image", "?")),
+    case(TypeError, "'image' is bool … uint8 … cast", MIX, zeros("image", "?")),
+    case(ValueError, "'image' … [4, 0, 8, 3] … pixel", CUTMIX, zeros("image", "u1", 4, 0, 8, 3)),
+    case(ValueError, "'image' … 0, 0, 3 … pixel … filter", MIXUP, zeros("image", "u1", 4, 0, 0, 3)),
+    case(ValueError, "'image' … [4, 6] … (1,) for", CUTMIX, zeros("image", "u1", 4, 6)),
     case(ValueError, "(2, 4) … 'image' … 1 to 3 … [B, H, W, C]", along(2, 4), batch()),
     case(ValueError, "(1, -3) … [4, 6, 8, 3] … different axes", along(1, -3), batch()),
     case(ValueError, "(-4, 2) … [4, 6, 8, 3] … 1 to 3", along(-4, 2), batch()),
-    case(ValueError, "'mask' is uint8 [4, 6, 7] … resize it", MASKED, mask(4, 6, 7)),
-    case(ValueError, "'mask' is uint8 [4, 6], with … resize", MASKED, mask(4, 6)),
-    case(TypeError, "'mask' is int64 … np.int32", MASKED, mask(4, 6, 8, dtype=np.int64)),
-    case(ValueError, "'depth' is float32 [4, 6, 8, 0] … pixel … filter", RGBD, depth(4, 6, 8, 0)),
-    case(ValueError, "'depth' is float32 [4, 5, 8] … resize 'depth'", RGBD, depth(4, 5, 8)),
-    case(ValueError, "'depth' is float32 [3, 6, 8] … 4 seeds", RGBD, depth(3, 6, 8)),
+    case(ValueError, "'mask' is uint8 [4, 6, 7] … resize it", MASKED, zeros("mask", "u1", 4, 6, 7)),
+    case(ValueError, "'mask' is uint8 [4, 6], with … resize", MASKED, zeros("mask", "u1", 4, 6)),
+    case(TypeError, "'mask' is int64 … np.int32", MASKED, zeros("mask", "i8", 4, 6, 8)),
+    case(ValueError, "'depth' … [4, 6, 8, 0] … pixel", RGBD, zeros("depth", "f4", 4, 6, 8, 0)),
+    case(ValueError, "'depth' … [4, 5, 8] … resize 'depth'", RGBD, zeros("depth", "f4", 4, 5, 8)),
+    case(ValueError, "'depth' is float32 [3, 6, 8] … 4 seeds", RGBD, zeros("depth", "f4", 3, 6, 8)),
 ]
 
 

@@ -27,9 +27,6 @@ pytestmark = pytest.mark.timeout(600)
 TIMEOUT = 240
 
 
-# --- processes ----------------------------------------------------------------------------------
-
-
 class Processes(contextlib.ExitStack):
     """Processes that never outlive a test."""
 
@@ -67,9 +64,6 @@ def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
-
-
-# --- the same training --------------------------------------------------------------------------
 
 
 def train(processes: Processes, folder: Path, **config: Any) -> list[dict[str, Any]]:
@@ -125,9 +119,6 @@ def test_the_same_records_with_workers(processes: Processes, tmp_path: Path) -> 
     [single] = train(processes, tmp_path, steps=20)
     count, flat = collections.Counter, itertools.chain.from_iterable
     assert count(flat(mixed)) == count(flat(single["records"]))
-
-
-# --- the example --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,6 @@ MIX = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS)
 Batch = dict[str, Any]
 
 
-# --- data and loaders -----------------------------------------------------------------------------
-
-
 @functools.cache
 def records() -> list[Batch]:
     images = np.random.default_rng(0).integers(256, size=(RECORDS, 4, 6, 1), dtype=np.uint8)
@@ -100,9 +97,6 @@ def flat(nested: list[list[Batch]]) -> list[Batch]:
     return list(itertools.chain.from_iterable(nested))
 
 
-# --- mixed records --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("sampler", "mode", "topologies"),
     [
@@ -161,8 +155,6 @@ def test_datasets_split_after_batch(hosts: int, workers: int) -> None:
     assert mixed(found) == expected
 
 
-# --- the permutation ------------------------------------------------------------------------------
-
 shard_counts = st.integers(1, 7)
 worker_counts = st.integers(0, 5)
 
@@ -200,9 +192,6 @@ def test_records_keep_what_they_have(plain: Any, index: int, hosts: int, workers
     assert abs(record.index - index) < 2 * hosts * max(workers, 1)
     assert record.record_key == expected.record_key
     assert record.rng.integers(2**32) == expected.rng.integers(2**32)
-
-
-# --- samplers of all kinds ------------------------------------------------------------------------
 
 
 class OwnSampler:
@@ -260,8 +249,6 @@ def test_repr() -> None:
     assert list(map(repr, copies)) == reprs
     assert reprs[0] == f"PairedSampler(sampler={index_sampler()!r}, shard_count=1, worker_count=0)"
 
-
-# --- errors ---------------------------------------------------------------------------------------
 
 SHARDED = index_sampler(shard_options=grain.sharding.ShardOptions(1, 2))
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

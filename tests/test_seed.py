@@ -31,9 +31,6 @@ def dataset(records: Any = SOURCE) -> grain.MapDataset:
     return grain.MapDataset.source(records).seed(0)
 
 
-# --- an id, or Grain's generator ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_an_id_gives_the_seed_in_any_order(hosts: int) -> None:
     """Split first, as a stream, interleaved: where Grain's generator counts positions."""
@@ -115,9 +112,6 @@ def test_elastic_iterator_with_pairs(hosts: int) -> None:
     assert mixed[0] == mixed[1]
 
 
-# --- what an id is, and `seed` --------------------------------------------------------------------
-
-
 def seed_of(*values: Any, **fields: Any) -> int:
     record = {f"id{i}": value for i, value in enumerate(values)}
     return int(gm.RecordSeed(id_key=tuple(record), **fields).random_map(record)["mix_seed"])
@@ -168,9 +162,6 @@ def test_another_seed_gives_another_run(rng: Rng) -> None:
             other = np.roll(lam(seed, recorded), lag)
             assert abs(np.corrcoef(first, other)[0, 1]) < 0.25  # 5.5 standard deviations
     assert (lam(0, run) == lam(0, run)).all()
-
-
-# --- errors and warnings --------------------------------------------------------------------------
 
 
 def test_parameters() -> None:

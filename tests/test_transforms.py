@@ -15,8 +15,6 @@ from reference import aligned, partner_of
 
 import grain_mix as gm
 
-# --- padding ------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("kind", "mode", "size"), [("mixup", "elem", 8), ("cutmix", "batch", 7), ("both", "elem", 7)]
@@ -50,9 +48,6 @@ def test_grains_padding() -> None:
     assert batch["real"].tolist() == [True] * 5 + [False] * 3
 
 
-# --- documentation ------------------------------------------------------------------------------
-
-
 def documented(transform: Any) -> dict[str, str]:
     """What the docstring says of each argument."""
     text = inspect.getdoc(transform) or ""
@@ -72,9 +67,6 @@ def test_signatures_and_documentation_show_all_fields(kind: str) -> None:
     assert parameters.keys() == set(names)
     kinds = [parameter.kind for parameter in parameters.values()]
     assert kinds == sorted(kinds)  # positional ones first
-
-
-# --- specs --------------------------------------------------------------------------------------
 
 
 class Decode(grain.transforms.Map):
@@ -104,9 +96,6 @@ def test_grains_element_spec(kind: str, drop_remainder: bool, label: gm.Target) 
         assert spec[key].dtype == value.dtype
 
 
-# --- messages -----------------------------------------------------------------------------------
-
-
 def test_messages_for_common_mistakes(rng: Rng) -> None:
     batch = make_batch(rng, 4)
     records = [{"image": np.zeros((8, 6, 3), np.uint8), "label": 1}] * 4
@@ -131,9 +120,6 @@ def test_messages_for_common_mistakes(rng: Rng) -> None:
         for chance in (1e-9, 1 - 1e-12):
             with pytest.raises(ValueError, match=f"{field}=.*in steps of 1/16777216: round it"):
                 gm.MixBatch(**{field: chance})
-
-
-# --- memory and short axes ------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # each operation is a program
