@@ -128,7 +128,7 @@ def _chosen(
     dtype: str,
     kind: str,
     memory: str = "kept",
-    task: str = "",
+    task: str = "stacked",
 ) -> dict[str, dict[str, Any]]:
     """The rows of one column, by their sides."""
     return {
@@ -227,7 +227,7 @@ def _plot(figure: Any, rows: list[dict[str, Any]], size: str) -> None:
         axes.set_title(f"{kind}, {dtype}, 128 x {size}", fontsize=10)
         axes.tick_params(labelsize=8)
     panels[-1].set_xlabel(
-        "time / time of a jitted copy\norange: grain_mix; blue: one draw per record; "
+        "time / time of a jitted copy\norange: grain_mix\nblue: one draw per record\n"
         "green: one draw per batch",
         fontsize=9,
     )

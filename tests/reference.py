@@ -43,50 +43,6 @@ def cutmix_one(x: np.ndarray, y: np.ndarray, box: np.ndarray, axes: tuple[int, .
     return out
 
 
-def kept_fraction(box: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Own pixels over all pixels, counted by painting the box."""
-    canvas = np.ones(lengths, bool)
-    canvas[tuple(slice(int(start), int(stop)) for start, stop in box)] = False
-    return canvas.mean(dtype=np.float64)
-
-
-def soft_label(label: Any, num_classes: int | None, smoothing: float) -> np.ndarray:
-    if np.ndim(label) == 0:
-        target = np.zeros(num_classes)
-        target[int(label)] = 1
-    else:
-        target = np.asarray(label, np.float64)
-    return target * (1 - smoothing) + smoothing / len(target)
-
-
-def mix(
-    batch: dict[str, np.ndarray],
-    lam: np.ndarray,
-    box: np.ndarray | None,
-    *,
-    image_keys: tuple[str, ...] = ("image",),
-    axes: tuple[int, ...] = (),
-    num_classes: int | None = None,
-    smoothing: float = 0.0,
-) -> dict[str, np.ndarray]:
-    """A whole batch, given λ and the boxes; a record with a box that is not empty is CutMix."""
-    size = len(batch["mix_seed"])
-    out: dict[str, list[np.ndarray]] = {key: [] for key in (*image_keys, "label")}
-    for i in range(size):
-        j = partner_of(i, size)
-        cut = box is not None and all(start < stop for start, stop in box[i])
-        for key in image_keys:
-            x, y = batch[key][i], batch[key][j]
-            if cut:
-                out[key].append(cutmix_one(x, y, box[i], tuple(axis - 1 for axis in axes)))
-            else:
-                out[key].append(mixup_one(x, y, float(lam[i])))
-        own = soft_label(batch["label"][i], num_classes, smoothing)
-        other = soft_label(batch["label"][j], num_classes, smoothing)
-        out["label"].append(float(lam[i]) * own + (1 - float(lam[i])) * other)
-    return {key: np.stack(values) for key, values in out.items()}
-
-
 def aligned(x: np.ndarray) -> np.ndarray:
     """A copy that starts at a memory page, like memory of workers, so that JAX need not copy."""
     memory = np.zeros(x.nbytes + 4096, np.uint8)
