@@ -64,7 +64,11 @@ def local_part(sharding: Sharding) -> NamedSharding:
     Programs over this mesh never span hosts, so a loader may launch them from a thread, in any
     order: what spans hosts must be launched in the same order everywhere.
     """
-    if isinstance(sharding, NamedSharding) and sharding.is_fully_addressable:
+    if (
+        isinstance(sharding, NamedSharding)
+        and sharding.is_fully_addressable
+        and len(set(sharding.mesh.axis_types)) == 1  # of two types, none need be the split's
+    ):
         return sharding
     rows = sharding.addressable_devices_indices_map((_slice_count(sharding),))
     slices: dict[int, list[jax.Device]] = {}

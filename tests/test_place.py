@@ -28,10 +28,12 @@ def make_batch(rng: Rng, size: int) -> dict[str, np.ndarray]:
     return common.make_batch(rng, size) | {"id": np.arange(size, dtype=np.int32)}
 
 
-def on_grid(*axes: Any, shape: tuple[int, int] = (4, 2)) -> NamedSharding:
+def on_grid(
+    *axes: Any, shape: tuple[int, int] = (4, 2), types: tuple[AxisType, AxisType] = (AUTO, AUTO)
+) -> NamedSharding:
     """Over a mesh of two axes, of which the batch is split along these."""
     names = ("data", "model") if shape == (4, 2) else ("model", "data")
-    return NamedSharding(jax.make_mesh(shape, names, (AUTO, AUTO)), PartitionSpec(*axes))
+    return NamedSharding(jax.make_mesh(shape, names, types), PartitionSpec(*axes))
 
 
 def check_same(transform: Any, batch: dict[str, np.ndarray], sharding: Any) -> None:
@@ -60,6 +62,8 @@ DEVICES: dict[str, tuple[str, Any, int, dict[str, Any]]] = {
     "repeated": ("both", on_grid("data"), 16, {}),
     "repeated in a turned mesh": ("mixup", on_grid("data", shape=(2, 4)), 16, {}),
     "two axes": ("both", on_grid(("model", "data")), 16, {}),
+    "axes of two types": ("mixup", on_grid("data", types=(AUTO, EXPLICIT)), 16, {}),
+    "both of two types": ("both", on_grid(("data", "model"), types=(EXPLICIT, AUTO)), 16, {}),
     "not split": ("cutmix", on_grid(), 16, {}),
     "another device": ("both", SingleDeviceSharding(jax.devices()[3]), 16, {}),
     "one record": ("both", SingleDeviceSharding(jax.devices()[1]), 1, {}),

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,9 @@ def assert_alike(ours: Any, grains: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, None], ids=["one", "all"])
-@pytest.mark.parametrize("records", LEAVES, ids=lambda records: repr(records)[:50])
+@pytest.mark.parametrize(
+    "records", LEAVES, ids=lambda records: re.sub(" at 0x\\w+", "", repr(records))[:50]
+)
 def test_every_kind_of_leaf(records: list[Any], size: int | None) -> None:
     records = records[:size]
     assert_alike(grains_own(records, batch_fn=gm.aligned_stack), grains_own(records))
