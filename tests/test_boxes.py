@@ -128,7 +128,7 @@ def test_relative_boxes_end_where_the_image_ends(rng: np.random.Generator) -> No
 def test_fractions_of_one_pixel_outside() -> None:
     """-1/13 * 13 is -1.0000001 in float32."""
     mix = gm.MixUpBatch(targets={"boxes": gm.Boxes("rel_xyxy")}, prob=0)
-    for side in range(5, 60):
+    for side in (13, 41):
         boxes = np.float32([[[-1 / side, -1 / side, 1 + 1 / side, 0.5]]])
         seeds, images = np.zeros(1, np.uint32), np.zeros((1, side, side, 3), np.uint8)
         mixed = mix.mix({"image": images, "boxes": boxes, "mix_seed": seeds})
