@@ -20,7 +20,11 @@ COLOURS = {"record": "C0", "pair": "C0", "batch": "C2", None: "0.6"}
 def run(quick: bool, rounds: int | None = None) -> _report.Report:
     """Measures all peers that can be imported."""
     rounds = rounds or (2 if quick else 15)
-    every = _memory.in_each("peers", quick, rounds, ("kept", "default", "huge pages"))
+    return report(_memory.in_each("peers", quick, rounds, tuple(_memory.SETTINGS)), rounds)
+
+
+def report(every: list[dict[str, Any]], rounds: int) -> _report.Report:
+    """What a reader sees of these rows."""
     rows = [row for row in every if "reason" not in row]
     skipped: dict[str, list[str]] = {}
     for row in every:
@@ -47,7 +51,12 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
             for size in others
         },
         inches=(5.2, 13),
-        summary=[line for size in sizes for line in _summary(rows, size)],
+        summary=[
+            line
+            for memory in ("kept", "default")
+            for size in sizes
+            for line in _summary(rows, size, memory)
+        ],
         notes=[f"Skipped: {'; '.join(sides)} ({why})." for why, sides in skipped.items()],
     )
 
@@ -188,21 +197,23 @@ def _by_memory(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _summary(rows: list[dict[str, Any]], size: str) -> Iterator[str]:
+def _summary(rows: list[dict[str, Any]], size: str, memory: str) -> Iterator[str]:
     """Where `map` is ahead of peers, and where it is not."""
+    setting = {"kept": "freed memory kept", "default": "glibc's default"}[memory]
     for name, draws in {"record": ("record", "pair"), "batch": ("batch",)}.items():
         ahead, behind = [], []
         for dtype, kind in COLUMNS:
-            column = _chosen(rows, size, dtype, kind)
+            column = _chosen(rows, size, dtype, kind, memory)
             peer = _fastest(column, draws)
             if peer is None or MAP not in column:
                 continue
             ratio = column[MAP]["ms"] / peer["ms"]
             what = f"{dtype} {kind} ({ratio:.2f} times {peer['side'].split(',')[0]})"
             (ahead if ratio <= 1 else behind).append(what)
-        text = f"128 x {size}, peers with one draw per {name}, the fastest of each column: "
-        text += f"`map` takes less time for {', '.join(ahead) or 'nothing'}"
-        yield text + f"; more for {', '.join(behind) or 'nothing'}."
+        if ahead or behind:
+            text = f"128 x {size}, {setting}, against the fastest peer with one draw per {name}: "
+            text += f"`map` takes less time for {', '.join(ahead) or 'nothing'}"
+            yield text + f"; more for {', '.join(behind) or 'nothing'}."
 
 
 def _plot(figure: Any, rows: list[dict[str, Any]], size: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from grain_mix._calls import jax_defaults
 from grain_mix._dtypes import FLOATS
-from grain_mix._errors import describe, fail, kind
+from grain_mix._errors import check_hash, describe, fail, kind
 from grain_mix._trace import check_pure
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`
@@ -25,11 +25,8 @@ def check_function(where: str, field: str, value: Any) -> WeightMap:
     came = f"{field}={value!r}"
     if not callable(value) or isinstance(value, type):
         fail(TypeError, where, came, "a function", FIX)
-    try:
-        hash(value)
-    except TypeError:
-        fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
-        fail(TypeError, where, f"{came}, which has no hash", "a function", fix)
+    fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
+    check_hash(where, came, value, "a function with a hash", fix)
     try:
         inspect.signature(value).bind(None, None, None)
     except ValueError:  # no signature is known

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_mix._errors import did_you_mean, fail, kind, quote
+from grain_mix._errors import check_hash, did_you_mean, fail, kind, quote
 from grain_mix._fields import as_name
 from grain_mix._grid import ONE
 from grain_mix._laws import check_number
@@ -152,11 +152,8 @@ def _check_kind(where: str, came: str, target: Target) -> None:
     params = vars(made).get("__dataclass_params__")
     if params is None or not params.frozen:
         fail(TypeError, where, came, "a frozen dataclass, which cannot change", fix)
-    try:
-        hash(target)
-    except TypeError:
-        fix = "let its fields hold numbers, strings and tuples, no lists, dicts or arrays"
-        fail(TypeError, where, f"{came}, which has no hash", "a kind with a hash", fix)
+    fix = "let its fields hold numbers, strings and tuples, no lists, dicts or arrays"
+    check_hash(where, came, target, "a kind with a hash", fix)
     if made.mix is Target.mix and made.mix_batch is Target.mix_batch:
         fix = "write mix(self, own, partner, draw, space), for one record"
         fail(TypeError, where, f"{came}, which has no mix", "a kind that mixes", fix)

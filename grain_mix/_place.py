@@ -67,7 +67,7 @@ def local_part(sharding: Sharding) -> NamedSharding:
     if (
         isinstance(sharding, NamedSharding)
         and sharding.is_fully_addressable
-        and len(set(sharding.mesh.axis_types)) == 1  # of two types, none need be the split's
+        and len(set(sharding.mesh.axis_types)) == 1  # `typed` cannot name Auto axes
     ):
         return sharding
     rows = sharding.addressable_devices_indices_map((_slice_count(sharding),))

@@ -1,8 +1,8 @@
 """Memory on the host that XLA shares, and batches that are stacked into it.
 
 Workaround for JAX 0.8 to 0.12: XLA shares memory that begins at a multiple of 64 bytes. NumPy's
-arrays begin 16 bytes after one, and XLA would copy them into fresh small pages. For a large
-`float32` batch that takes four times as long as a copy into NumPy's memory, of huge pages.
+arrays begin 16 bytes after one, so XLA copies them. For a large batch its copy waits for fresh
+small pages, while NumPy asks for huge ones.
 """
 
 import math

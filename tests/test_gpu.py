@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from programs import coins, fog
 
 import grain_mix as gm
 
@@ -32,14 +33,6 @@ LAYOUTS: dict[str, Any] = {  # of a record, and the axes of its box
     "a volume": ((3, 4, 2, 3), (1, 2, 3)),
 }
 DRIVERS = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel", "/dev/vfio")
-
-
-def coins(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, lengths) < lam
-
-
-def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, lengths) * lam
 
 
 TRANSFORMS: dict[str, Any] = {

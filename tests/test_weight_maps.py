@@ -232,7 +232,7 @@ class Unhashable:
         (None, "weight_map=None; expected a function"),
         (gm.MixUpBatch, "weight_map=<class.*; expected a function"),
         (lambda key, lam: lam, r"weight_map\(key, lam\); expected a function of \(key, lam, len"),
-        (Unhashable(), "no hash; expected a function; pass a function, functools.partial"),
+        (Unhashable(), "no hash; expected a function with a hash; pass a function, functools"),
     ],
 )
 def test_no_function(function: Any, message: str) -> None:
