@@ -69,7 +69,7 @@ class Programs:
             def placed(inputs: Inputs) -> Arrays:
                 return by_shards(_place.typed(sharding, inputs))
 
-            program = jax.jit(placed, in_shardings=sharding, out_shardings=sharding)
+            program = jax.jit(placed, in_shardings=sharding)
             self._on_devices[sharding] = program
         return self._on_devices[sharding]
 
