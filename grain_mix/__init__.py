@@ -25,20 +25,20 @@ from grain_mix._draw import Draw
 from grain_mix._functions import cutmix, mixup
 from grain_mix._laws import Beta
 from grain_mix._loader import LoaderDataset
+from grain_mix._memory import aligned_stack
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
-from grain_mix._stack import aligned_stack
-from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch, WeightMapMixBatch
+from grain_mix._transforms import CutMixBatch, MixBatch, MixUpBatch, MosaicBatch, WeightMapMixBatch
 from grain_mix._version import __version__
 from grain_mix.targets import (
     Boxes,
     LabelMap,
     MultiHot,
     OneHot,
-    Pair,
     Soft,
     Space,
     Sparse,
+    Stacked,
     Target,
     ValueMap,
 )
@@ -52,14 +52,15 @@ __all__ = [
     "LoaderDataset",
     "MixBatch",
     "MixUpBatch",
+    "MosaicBatch",
     "MultiHot",
     "OneHot",
-    "Pair",
     "PairedSampler",
     "RecordSeed",
     "Soft",
     "Space",
     "Sparse",
+    "Stacked",
     "Target",
     "ValueMap",
     "WeightMapMixBatch",

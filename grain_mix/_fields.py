@@ -4,7 +4,7 @@ A field's name is a key, a path `"inputs/image"` or `"views/0"` through dicts an
 position in a tuple. What is added to a tuple goes into one dict at its end.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -64,11 +64,16 @@ def has_end(tree: Any) -> bool:
     return isinstance(tree, tuple) and len(tree) > 0 and isinstance(tree[-1], Mapping)
 
 
-def path_to_add(tree: Any, path: Path) -> Path:
-    """The path of a field that is added: in a tuple it leads through the dict at its end."""
+def path_to_add(tree: Any, path: Path, dropped: Iterable[Path] = ()) -> Path:
+    """The path of a field that is added: in a tuple it leads through the dict at its end.
+
+    Where that dict is `dropped`, it leads through a new one.
+    """
     container = get(tree, path[:-1])
     if isinstance(container, tuple):
-        return (*path[:-1], len(container) - has_end(container), str(path[-1]))
+        last = len(container) - 1
+        has_its_own = has_end(container) and (*path[:-1], last) not in dropped
+        return (*path[:-1], last if has_its_own else last + 1, str(path[-1]))
     return path
 
 
@@ -96,6 +101,9 @@ def find(where: str, batch: Any, name: str, fix: str) -> Path:
         came = f"no field {name!r} among {sorted(names)}"
         if isinstance(batch, tuple):
             came = f"no field {name!r} in a tuple of {len(batch)}, with {sorted(names)}"
+        if isinstance(under := _list_above(batch, name), str):
+            fix = f"{under!r} is a list, which is not looked into: make it a tuple or a dict"
+            fail(KeyError, where, came, f"a field {name!r} in the batch", fix)
         close = did_you_mean(name, names)
         fail(KeyError, where, came, f"a field {name!r} in the batch", close + fix)
     value = get(batch, path)
@@ -104,12 +112,23 @@ def find(where: str, batch: Any, name: str, fix: str) -> Path:
             "put grain.transforms.Batch before this transform (batch_size= of grain.load batches "
             "last, so leave it out), and let records hold NumPy arrays"
         )
+        if isinstance(value, list) and value and all(map(is_array, value)):
+            fix = f"lists are not looked into: make it a tuple, and name {name}/0, or stack it"
         if isinstance(value, Mapping | tuple):
             names = [repr(f"{name}/{show(below)}") for below in leaves(value)]
             fix = f"name a field inside it, such as {' or '.join(names[:3])}"
         fail(TypeError, where, f"{name!r} is {describe(value)}", "an array [B, ...]", fix)
     check_array(where, name, value)
     return path
+
+
+def _list_above(tree: Any, name: str) -> str | None:
+    """The name of a list in which a name would be, if lists were looked into."""
+    for end in range(len(name) - 1, 0, -1):
+        path = locate(tree, name[:end]) if name[end] == "/" else None
+        if path is not None and isinstance(get(tree, path), list):
+            return name[:end]
+    return None
 
 
 def check_array(where: str, name: str, value: Any) -> None:
@@ -147,15 +166,38 @@ def show(path: Path) -> str:
     return "/".join(map(str, path))
 
 
-def signature(tree: Any) -> Hashable:
-    """Names, shapes and dtypes: equal for trees that are treated alike."""
+def signature(tree: Any, names: Iterable[str]) -> Hashable:
+    """Equal for trees in which fields of these names are treated alike.
+
+    The structure, and the type, shape and dtype of each such field. Others have a name alone.
+    """
     if isinstance(tree, Mapping):
-        return dict, *((key, signature(value)) for key, value in tree.items())
+        return dict, *((key, _signature_of(key, value, names)) for key, value in tree.items())
     if isinstance(tree, tuple):
-        return type(tree), *map(signature, tree)
-    if hasattr(tree, "dtype") and hasattr(tree, "shape"):
-        return type(tree), tree.shape, tree.dtype
-    return (type(tree),)
+        names = [_counted_from_front(name, len(tree)) for name in names]
+        parts: list[Hashable] = [_signature_of(i, value, names) for i, value in enumerate(tree)]
+        if has_end(tree):
+            parts.append(signature(tree[-1], names))
+        return type(tree), *parts
+    return ()
+
+
+def _signature_of(key: Any, value: Any, names: Iterable[str]) -> Hashable:
+    step = f"{key}/"
+    below = [name[len(step) :] for name in names if name.startswith(step)]
+    if isinstance(value, Mapping | tuple):
+        return signature(value, below)
+    if below or str(key) in names:
+        return (type(value), getattr(value, "shape", None), getattr(value, "dtype", None))
+    return None
+
+
+def _counted_from_front(name: str, length: int) -> str:
+    """A name, whose position in a tuple may be counted from its end."""
+    first, slash, rest = name.partition("/")
+    if first.startswith("-") and first[1:].isdecimal():
+        return f"{int(first) % length}{slash}{rest}" if length else name
+    return name
 
 
 def replace(tree: Any, new: Mapping[Path, Any]) -> Any:

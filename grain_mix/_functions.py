@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from grain_mix import _place
+from grain_mix import _sharding
 from grain_mix._axes import as_axes, front_axes
-from grain_mix._calls import into_jax
+from grain_mix._blend import Weights, blend
 from grain_mix._dtypes import FLOATS, INTEGERS, check_pixels, native_fix
 from grain_mix._errors import describe, fail, is_array
 from grain_mix._fields import check_array, has_values
-from grain_mix._formula import blend
+from grain_mix._guards import into_jax
+from grain_mix._sources import Source
 
 
 def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
@@ -44,7 +45,7 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     _check_arrays("mixup", images, partner, averaged=True)
     lam = _as_lam("mixup", lam, np.shape(images)[0])
     with into_jax():
-        mixed: jax.Array = _mixup(*map(_place.as_array, (images, partner, lam)))
+        mixed: jax.Array = _mixup(*map(_sharding.as_array, (images, partner, lam)))
     return mixed
 
 
@@ -79,16 +80,17 @@ def cutmix(
     _check_arrays("cutmix", images, partner, averaged=False)
     axes = _check_box("cutmix", box, spatial_axes, np.shape(images))
     with into_jax():
-        mixed: jax.Array = _cutmix(*map(_place.as_array, (images, partner, box)), axes)
+        mixed: jax.Array = _cutmix(*map(_sharding.as_array, (images, partner, box)), axes)
     return mixed
 
 
 @jax.jit
 def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
     def formula(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
-        return blend(x, lam.astype(jnp.float32), partner=partner)
+        lam = lam.astype(jnp.float32)
+        return blend((Source(x), Source(x, partner)), Weights(jnp.stack([lam, 1 - lam], axis=1)))
 
-    mixed: jax.Array = _place.gathered(formula, x, partner, lam)
+    mixed: jax.Array = _sharding.gathered(formula, x, partner, lam)
     return mixed
 
 
@@ -97,9 +99,10 @@ def _cutmix(
     x: jax.Array, partner: jax.Array, box: jax.Array, spatial_axes: tuple[int, ...]
 ) -> jax.Array:
     def formula(x: jax.Array, partner: jax.Array, box: jax.Array) -> jax.Array:
-        return blend(x, None, box.astype(jnp.int32), spatial_axes, partner=partner)
+        weights = Weights(box=box.astype(jnp.int32))
+        return blend((Source(x), Source(x, partner)), weights, spatial_axes)
 
-    mixed: jax.Array = _place.gathered(formula, x, partner, box)
+    mixed: jax.Array = _sharding.gathered(formula, x, partner, box)
     return mixed
 
 

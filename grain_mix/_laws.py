@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._errors import explains_mistakes, fail, quote
-from grain_mix._grid import ONE
+from grain_mix._fixed_point import ONE
 
 
 @explains_mistakes

@@ -3,16 +3,16 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._calls import jax_defaults
-from grain_mix._dtypes import FLOATS
+from grain_mix._dtypes import FLOATS, check_copied, narrow_dtype
 from grain_mix._errors import check_hash, describe, fail, kind
+from grain_mix._options import as_names
 from grain_mix._trace import check_pure
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`
@@ -20,26 +20,66 @@ MOST_PIXELS = {"bool": 2**31 - 1, "float": 2**24 - 1}  # that 32 bits count exac
 FIX = "it takes (key, lam, lengths) and returns the own weights, such as mask < lam"
 
 
+def reads_of(where: str, function: WeightMap, option: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the fields that a function reads, as it or the option says.
+
+    Checks that it takes as many arguments: `own` and `partner` too, where it reads anything.
+    """
+    said = getattr(function, "reads", ())
+    if option and said:
+        came = f"reads={option} for a weight map with reads={said!r}"
+        fail(ValueError, where, came, "one of them", "leave the option out")
+    names = option or as_names(where, "weight_map.reads", said)
+    arguments = ("key", "lam", "lengths", *(("own", "partner") if names else ()))
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:  # no signature is known
+        pass
+    except TypeError:
+        came = f"weight_map{inspect.signature(function)}" + (
+            f" with reads={names}" if names else ""
+        )
+        fix = FIX if not names else f"it takes ({', '.join(arguments)}); own and partner are dicts"
+        if not names and _binds(function, 5):
+            fix = "say which fields it reads, reads=('masks',)"
+        fail(TypeError, where, came, f"a function of ({', '.join(arguments)})", fix)
+    return names
+
+
+def _binds(function: WeightMap, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
 def check_function(where: str, field: str, value: Any) -> WeightMap:
-    """Checks what can be checked before there is an image."""
+    """Checks what can be checked before there is an image, and what it reads."""
     came = f"{field}={value!r}"
     if not callable(value) or isinstance(value, type):
         fail(TypeError, where, came, "a function", FIX)
     fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
     check_hash(where, came, value, "a function with a hash", fix)
-    try:
-        inspect.signature(value).bind(None, None, None)
-    except ValueError:  # no signature is known
-        pass
-    except TypeError:
-        came = f"{field}{inspect.signature(value)}"
-        fail(TypeError, where, came, "a function of (key, lam, lengths)", FIX)
     function: WeightMap = value
     return function
 
 
-def dtype_of(where: str, function: WeightMap, lengths: tuple[int, ...]) -> np.dtype[Any]:
-    """Checks what the function returns for images of these lengths, and returns its dtype."""
+def dtype_of(
+    where: str, function: WeightMap, lengths: tuple[int, ...], read: Mapping[str, Any]
+) -> np.dtype[Any]:
+    """Checks what the function returns for images of these lengths, and returns its dtype.
+
+    `read` are the fields `[B, ...]` that it reads.
+    """
+    for name, value in read.items():
+        check_copied(where, name, value)
+    if hasattr(function, "check_fields"):
+        function.check_fields(where, dict(read), lengths)
+    fields = {
+        name: jax.ShapeDtypeStruct(value.shape[1:], narrow_dtype(value.dtype))
+        for name, value in read.items()
+    }
     key = jax.eval_shape(lambda: jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=IMPL))
     lam = jax.ShapeDtypeStruct((), jnp.float32)
     spec = check_pure(
@@ -48,6 +88,7 @@ def dtype_of(where: str, function: WeightMap, lengths: tuple[int, ...]) -> np.dt
         functools.partial(_as_it_is, function, lengths),
         key,
         lam,
+        *([fields, fields] if read else []),
         fix="take random numbers from key, which is the record's own",
     )
     expected = f"bool or floats {list(lengths)}"
@@ -72,52 +113,5 @@ def dtype_of(where: str, function: WeightMap, lengths: tuple[int, ...]) -> np.dt
 IMPL = "threefry2x32"
 
 
-def _as_it_is(function: WeightMap, lengths: tuple[int, ...], key: Any, lam: Any) -> Any:
-    return function(key, lam, lengths)
-
-
-def maps_of(
-    function: WeightMap,
-    words: jax.Array,
-    lam: jax.Array,
-    lengths: tuple[int, ...],
-    kept: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """`[B, *lengths]`: what is kept of the maps that the function returns, computed once.
-
-    Pixels and label both need it, and twice might not round the same way.
-
-    Args:
-        function: the user's.
-        words: `uint32 [B, 2]`, the data of each record's key.
-        lam: `float32 [B]`.
-        lengths: of the image along the axes of the map.
-        kept: from maps to what is kept, entry by entry.
-    """
-
-    def one(words: jax.Array, lam: jax.Array) -> jax.Array:
-        with jax_defaults():
-            key = jax.random.wrap_key_data(words, impl=IMPL)
-            return jnp.asarray(function(key, lam, lengths))
-
-    def made(words: jax.Array, lam: jax.Array) -> jax.Array:
-        return kept(jax.vmap(one)(words, lam))
-
-    once: jax.Array = jax.lax.platform_dependent(
-        words,
-        lam,
-        cpu=functools.partial(_once_on_cpus, made),
-        default=lambda *args: jax.lax.optimization_barrier(made(*args)),
-    )
-    return once
-
-
-def _once_on_cpus(made: Callable[..., jax.Array], words: jax.Array, lam: jax.Array) -> jax.Array:
-    """Workaround for JAX 0.8 to 0.10, whose CPU compiler looks through `optimization_barrier`.
-
-    It cannot look through a condition, since it does not know that λ is never below 0.
-    """
-    once: jax.Array = jax.lax.cond(
-        lam[0] >= 0, made, lambda *args: jnp.zeros_like(made(*args)), words, lam
-    )
-    return once
+def _as_it_is(function: WeightMap, lengths: tuple[int, ...], key: Any, lam: Any, *read: Any) -> Any:
+    return function(key, lam, lengths, *read)

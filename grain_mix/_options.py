@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from grain_mix._errors import check_hash, did_you_mean, fail, kind, quote
+from grain_mix._errors import check_hash, did_you_mean, fail, is_int, kind, quote
 from grain_mix._fields import as_name
-from grain_mix._grid import ONE
+from grain_mix._fixed_point import ONE
 from grain_mix._laws import check_number
 from grain_mix.targets import Target
 from grain_mix.targets._labels import check_count
 
 MODES = ("elem", "pair", "batch")
+MOST_SOURCES = 8
 Check = Callable[[str, str, Any], Any]  # (transform, field, value) -> the value to keep
 
 
@@ -71,6 +72,41 @@ def as_minmax(where: str, field: str, value: Any) -> tuple[float, float]:
     if lo > hi:
         fail(ValueError, where, came, "lo <= hi", f"swap them: {tuple(value)[::-1]!r}")
     return lo, hi
+
+
+def as_split(where: str, field: str, value: Any) -> tuple[float, float]:
+    """The fractions of an image's sides between which the images of a mosaic meet."""
+    lo, hi = as_minmax(where, field, value)
+    if hi == 0 or lo == 1:
+        fix = "pass fractions of a side, like (0.25, 0.75)"
+        fail(ValueError, where, f"{field}={quote(value)}", "lo < 1 and hi > 0", fix)
+    return lo, hi
+
+
+def as_sources(where: str, field: str, value: Any) -> int:
+    """How many records are mixed into one."""
+    if not is_int(value) or not 2 <= value <= MOST_SOURCES:
+        error = ValueError if is_int(value) else TypeError
+        fix = "pass 2 for pairs, or 3 for three records in one"
+        fail(error, where, f"{field}={quote(value)}", f"an int from 2 to {MOST_SOURCES}", fix)
+    return int(value)
+
+
+def as_names(where: str, field: str, value: Any) -> tuple[str, ...]:
+    """A tuple of names of fields."""
+    if isinstance(value, str) or not isinstance(value, tuple | list):
+        fix = f"pass a tuple like ({value!r},)"
+        fail(TypeError, where, f"{field}={quote(value)}", "a tuple of names", fix)
+    return tuple(as_name(where, field, name) for name in value)
+
+
+def as_partners(where: str, field: str, value: Any) -> str | tuple[str, ...]:
+    """The name of the partner that each record brings, or a tuple of names."""
+    if not isinstance(value, tuple | list):
+        return as_name(where, field, value)
+    if not value:
+        fail(ValueError, where, f"{field}=()", "at least one name", f"pass {field}='other'")
+    return tuple(as_name(where, field, name) for name in value)
 
 
 def as_classes(where: str, field: str, value: Any) -> int:

@@ -1,29 +1,24 @@
-"""What a transform does with batches of one structure: decided once, and kept.
-
-A plan knows where each field is, the axes of the box, and that shapes and dtypes fit. For each
-batch only its values are checked.
-"""
+"""Where the fields are in batches of one structure: found and checked once, and kept."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from grain_mix import _draw, _fields, _maps
-from grain_mix._axes import axes_in, axes_of, front_axes
-from grain_mix._draw import Draw, Recipe
+from grain_mix import _fields, _maps
+from grain_mix._axes import axes_of
+from grain_mix._draw import ByMap
 from grain_mix._dtypes import check_pixels, narrow_dtype
-from grain_mix._errors import describe, fail, is_array, kind
+from grain_mix._errors import describe, fail, is_array
+from grain_mix._errors import kind as kind_of
 from grain_mix._fields import Path
-from grain_mix._formula import blend
-from grain_mix._partners import swap
+from grain_mix._mixing import Arrays, Inputs, Mixing, Setup, as_dict, fields_of, one_record
 from grain_mix._trace import check_pure
 from grain_mix.targets import Space, Target
 
-Arrays = dict[str, Any]
+MOST_PLANS = 256  # that are kept
 
 
 class Spec(NamedTuple):
@@ -33,74 +28,26 @@ class Spec(NamedTuple):
     dtype: Any
 
 
-class Inputs(NamedTuple):
-    """The arrays of a batch that mixing needs, by their names.
-
-    `partner` is empty where records are mixed with their neighbours.
-    """
-
-    own: Arrays
-    partner: Arrays
-    seeds: Any
-    valid: Any = None
-    partner_valid: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What depends on a transform alone.
-
-    `images` are the names of the images, `key` is whether a key takes the place of the seeds.
-    """
-
-    where: str
-    recipe: Recipe
-    prob: float
-    mode: str
-    images: tuple[str, ...]
-    targets: Mapping[str, Target]
-    spatial_axes: tuple[int, ...] | None
-    seed_key: str
-    valid_key: str | None
-    partner_key: str | None
-    is_short: bool  # whether the one target is that of label_key
-    unnamed: str | None  # a field that `targets` must name, if the batch has it
-
-    @property
-    def fix_for_seeds(self) -> str:
-        """What to do where there are no seeds."""
-        return (
-            f"put gm.RecordSeed(seed_key={self.seed_key!r}) into the operations, before Batch; if "
-            "another of these transforms comes first, it has used the seeds up: use one of them, "
-            "such as MixBatch for MixUp and CutMix"
-        )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """How a transform mixes batches of one structure.
 
     Attributes:
-        setup: what depends on the transform alone.
-        own: where each image, target and what targets read is in the batch.
-        partner: the same, of the partners that records bring.
+        mixing: how the fields are mixed; all that is compiled.
+        own: where each field that mixing needs is in the batch.
+        brought: the same, for each partner that records bring.
         seeds: where the seeds are; `None` where a key is given.
         valid: where the fields are that say which records, and which partners, are real.
-        axes: of the box, in each image.
-        space: what targets know of the first image.
         added: the path of each field that comes out and was not there.
         dropped: the paths of what is removed.
         size: how many records there are.
     """
 
-    setup: Setup
+    mixing: Mixing
     own: dict[str, Path]
-    partner: dict[str, Path]
+    brought: tuple[dict[str, Path], ...]
     seeds: Path | None
-    valid: Path | None
-    partner_valid: Path | None
-    axes: dict[str, tuple[int, ...]]
-    space: Space
+    valid: tuple[Path | None, ...]
     added: dict[str, Path]
     dropped: tuple[Path, ...]
     size: int
@@ -119,23 +66,41 @@ class Plan:
                 value = value[key]
             return convert(name, value)
 
-        valid = str(self.setup.valid_key)
+        setup = self.mixing.setup
         return Inputs(
-            {name: get(name, path) for name, path in self.own.items()},
-            {name: get(name, path) for name, path in self.partner.items()},
-            seeds if self.seeds is None else get(self.setup.seed_key, self.seeds),
-            None if self.valid is None else get(valid, self.valid),
-            None if self.partner_valid is None else get(valid, self.partner_valid),
+            tuple(
+                {name: get(name, path) for name, path in paths.items()}
+                for paths in (self.own, *self.brought)
+            ),
+            seeds if self.seeds is None else get(setup.seed_key, self.seeds),
+            tuple(path and get(str(setup.valid_key), path) for path in self.valid),
         )
+
+    def check_values(self, inputs: Inputs) -> None:
+        """Checks values, where they are known."""
+        setup = self.mixing.setup
+        for name, kind in setup.targets.items():
+            for fields, above in zip(inputs.fields, ("", *setup.partner_keys), strict=False):
+                known = {
+                    key: _fields.known(value)
+                    for key, value in fields_of(kind, name, fields).items()
+                }
+                kind.check_fields(f"{above}/{name}" if above else name, known, self.mixing.space)
 
     def passed(self, batch: Any) -> dict[Path, Any]:
         """The fields that pass through, by their paths."""
-        used = {*self.own.values(), *self.dropped, self.valid}
+        mixed = {*self.mixing.setup.kinds, *self._read_by_kinds}
+        used = {*(path for name, path in self.own.items() if name in mixed), *self.dropped}
+        used |= {path for path in self.valid[:1] if path is not None}
         return {
             path: value
             for path, value in _fields.leaves(batch).items()
-            if not any(path[: len(other)] == other for other in used if other is not None)
+            if not any(path[: len(other)] == other for other in used)
         }
+
+    @property
+    def _read_by_kinds(self) -> set[str]:
+        return {name for kind in self.mixing.setup.targets.values() for name in kind.reads}
 
     def put(self, batch: Any, mixed: Mapping[str, Any]) -> Any:
         """The batch with what was mixed, and without what has been used up."""
@@ -144,328 +109,290 @@ class Plan:
             changes[self.own[name] if name in self.own else self.added[name]] = value
         return _fields.replace(batch, changes)
 
-    def check_values(self, inputs: Inputs) -> None:
-        """Checks values, where they are known."""
-        for name, target in self.setup.targets.items():
-            for arrays, above in ((inputs.own, ""), (inputs.partner, f"{self.setup.partner_key}/")):
-                if arrays:
-                    fields = _fields_of(target, name, arrays)
-                    known = {key: _fields.known(value) for key, value in fields.items()}
-                    target.check_fields(f"{above}{name}", known, self.space)
 
-    def mix(self, inputs: Inputs) -> tuple[Arrays, Draw]:
-        """Draws, and mixes each field with what was drawn: what is compiled."""
-        setup, space = self.setup, self.space
-        brings = setup.partner_key is not None
-        draw = _draw.draw(
-            setup.recipe,
-            setup.prob,
-            _draw.share(setup.mode, inputs.seeds),
-            space.lengths if setup.recipe.cuts or space.map is not None else (),
-            inputs.valid,
-            inputs.partner_valid,
-            brings_partner=brings,
-        )
-        mixed: Arrays = {}
-        for name in setup.images:
-            mixed[name] = blend(
-                inputs.own[name],
-                draw.mixup_lam,
-                draw.box,
-                self.axes[name],
-                weights=draw.weights,
-                other=inputs.partner[name] if brings else None,
-            )
-        partners = inputs.partner if brings else _Neighbours(inputs.own)
-        for name, target in setup.targets.items():
-            own, other = (_fields_of(target, name, side) for side in (inputs.own, partners))
-            if not target.reads:
-                own, other = own[""], other[""]
-            result = target.mix_batch(own, other, draw, space)
-            mixed |= {_name_of(target, name, key): x for key, x in _as_dict(result).items()}
-        return mixed, draw
+# The last plans of this process, which all transforms and threads share.
+_plans: dict[Any, Plan] = {}
+_making = threading.Lock()
 
 
-class _Neighbours(dict[str, Any]):
-    """The partners of fields, where these are their neighbours in the batch."""
+def plan_of(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
+    """The plan for batches of this structure, made once.
 
-    def __init__(self, own: Arrays) -> None:
-        super().__init__()
-        self._own = own
-
-    def __missing__(self, name: str) -> Any:
-        return self.setdefault(name, swap(self._own[name]))
-
-
-def _fields_of(target: Target, name: str, arrays: Mapping[str, Any]) -> Arrays:
-    return {"": arrays[name], **{other: arrays[other] for other in target.reads}}
-
-
-def _as_dict(result: Any) -> Arrays:
-    return result if isinstance(result, dict) else {"": result}
-
-
-def _name_of(target: Target, name: str, key: str) -> str:
-    """The name of what a kind returns under a key: an ending, or the name of what it read."""
-    return key if key in target.reads else f"{name}{key}"
-
-
-# --- making a plan ----------------------------------------------------------------------------
+    Of fields that pass through only the names matter, and not what they hold.
+    """
+    names = [*setup.needed, setup.seed_key, *filter(None, (setup.valid_key, setup.unnamed))]
+    names += [f"{key}/{name}" for key in setup.partner_keys for name in names]
+    key = setup, _fields.signature(batch, names), has_key
+    found = _plans.get(key)
+    if found is None:
+        made = make(setup, batch, has_key=has_key)
+        with _making:
+            found = _plans.setdefault(key, made)
+            while len(_plans) > MOST_PLANS:
+                del _plans[next(iter(_plans))]
+    return found
 
 
 def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
     """Finds and checks the fields of a batch, of which only names, shapes and dtypes matter."""
-    where = setup.where
-    _fields.check_container(where, batch)
-    brought = _brought(setup, batch)
-    own = _locate(setup, batch)
-    first = _fields.get(batch, own[setup.images[0]])
-    seeds, size = _seeds(setup, batch, first, has_key)
-    valid = None
-    if setup.valid_key is not None:
-        fix = "pass the name as valid_key, or None if nothing is padded"
-        valid = _fields.find(where, batch, setup.valid_key, fix)
-        _draw.check_valid(where, setup.valid_key, _fields.get(batch, valid), size)
-    roles = dict(own)
-    roles |= {} if seeds is None else {setup.seed_key: seeds}
-    roles |= {} if valid is None else {str(setup.valid_key): valid}
-    _check_roles(where, roles)
-    _check_sizes(setup, batch, roles, size)
-    _check_unnamed(setup, batch, roles)
-    partner, partner_valid = _partner(setup, batch, brought, own, size)
-    axes, space = _space(setup, {name: _fields.get(batch, own[name]) for name in setup.images})
-    added = {
-        f"{name}{ending}": _fields.path_to_add(batch, (*own[name][:-1], f"{own[name][-1]}{ending}"))
-        for name, target in setup.targets.items()
-        for ending in target.adds
-    }
-    for name, path in added.items():
-        taken = _fields.locate(batch, name) or (path if _fields.has(batch, path) else None)
-        if taken is not None:
-            came = f"{_fields.show(taken)!r} is in the batch"
-            expected = f"it free, since targets add {name!r}"
-            fail(KeyError, where, came, expected, "rename that field")
-    dropped = tuple(path for path in (seeds, brought) if path is not None)
-    plan = Plan(setup, own, partner, seeds, valid, partner_valid, axes, space, added, dropped, size)
-    _check_targets(plan, batch)
-    return plan
+    caller, rule = setup.caller, setup.rule
+    _fields.check_container(caller, batch)
 
+    # --- the partners that records bring ---------------------------------------------------------
 
-def _locate(setup: Setup, batch: Any) -> dict[str, Path]:
-    """Where images, targets and what targets read are."""
+    partners: list[Path] = []
+    for key in setup.partner_keys:
+        path = _fields.locate(batch, key)
+        if path is None:
+            names = sorted({_fields.show(path) for path in _fields.leaves(batch)})
+            came = f"no field {key!r} among {names}"
+            fix = f"let each record bring its partner, {{**record, {key!r}: other_record}}; pairs "
+            fix += "of ZipMapDataset become that by "
+            fix += f'.map(lambda pair: {{**pair[0], "{key}": pair[1]}})'
+            fail(KeyError, caller, came, f"a nested record {key!r}", fix)
+        record = _fields.get(batch, path)
+        if not isinstance(record, Mapping | tuple):
+            came = f"{key!r} is {describe(record)}"
+            fix = 'bring the partner as a record with the same names, {"image": ..., "label": ...}'
+            fail(TypeError, caller, came, "a dict or a tuple", fix)
+        partners.append(path)
+
+    # --- the fields of the record itself ---------------------------------------------------------
+
     fixes = dict.fromkeys(setup.images, "pass the name as image_key")
     fix = "name it in targets as the batch does, or leave it out of targets"
     if setup.is_short:
         fix = "pass the name as label_key, or label_key=None if there are no labels"
-    for name, target in setup.targets.items():
-        fixes[name] = fix
-        fixes |= {
-            other: f"{type(target).__name__} reads it: pass its name" for other in target.reads
-        }
+    fixes |= dict.fromkeys(setup.targets, fix)
+    for kind in setup.targets.values():
+        fix = f"{type(kind).__name__} reads it: pass its name"
+        fixes |= {name: fix for name in kind.reads if name not in fixes}
+    fix = "the weight map reads it: pass its name, as in the batch"
+    fixes |= {name: fix for name in rule.reads if name not in fixes}
     if isinstance(batch, tuple):
         advice = "in a tuple names are positions, so pass image_key=0, label_key=1; "
         fixes = {
             name: fix if name.removeprefix("-").isdecimal() else advice + fix
             for name, fix in fixes.items()
         }
-    return {name: _fields.find(setup.where, batch, name, fixes[name]) for name in fixes}
+    own = {name: _fields.find(caller, batch, name, fix) for name, fix in fixes.items()}
+    arrays = {name: _fields.get(batch, path) for name, path in own.items()}
+    first = arrays[setup.images[0]]
 
+    # --- seeds, and how many records there are ---------------------------------------------------
 
-def _seeds(setup: Setup, batch: Any, image: Any, has_key: bool) -> tuple[Path | None, int]:
-    """Where the seeds are, and how many records there are."""
-    where, seed_key = setup.where, setup.seed_key
-    if not has_key:
-        path = _fields.find(where, batch, seed_key, setup.fix_for_seeds)
-        return path, _draw.check_seeds(where, seed_key, _fields.get(batch, path))
-    if _fields.locate(batch, seed_key) is not None:
-        fix = "drop the seeds where each step has a key, or leave key out"
-        fail(ValueError, where, f"{seed_key!r} in the batch, and a key", "one of them", fix)
-    if image.shape[:1] in ((), (0,)):
-        came = f"{setup.images[0]!r} is {describe(image)}"
-        fail(ValueError, where, came, "[B, ...] with B > 0", "filter empty batches out before")
-    return None, int(image.shape[0])
+    seeds: Path | None = None
+    if has_key:
+        if _fields.locate(batch, setup.seed_key) is not None:
+            fix = "drop the seeds where each step has a key, or leave key out"
+            fail(
+                ValueError,
+                caller,
+                f"{setup.seed_key!r} in the batch, and a key",
+                "one of them",
+                fix,
+            )
+        if first.shape[:1] in ((), (0,)):
+            came = f"{setup.images[0]!r} is {describe(first)}"
+            fix = "filter empty batches out before"
+            fail(ValueError, caller, came, "[B, ...] with B > 0", fix)
+        size, counted = first.shape[0], f"{first.shape[0]} images"
+    else:
+        fix = (
+            f"put gm.RecordSeed(seed_key={setup.seed_key!r}) into the operations, before Batch; if "
+            "another of these transforms comes first, it has used the seeds up: use one of them, "
+            "such as MixBatch for MixUp and CutMix"
+        )
+        seeds = _fields.find(caller, batch, setup.seed_key, fix)
+        size = check_seeds(caller, setup.seed_key, _fields.get(batch, seeds))
+        counted = f"{size} seeds in {setup.seed_key!r}"
+    if not isinstance(size, int):
+        fix = "export a program for each batch size, with numbers in its shapes"
+        fail(TypeError, caller, f"a batch of {size} records", "a number of records", fix)
 
+    # --- which records are real ------------------------------------------------------------------
 
-def _check_roles(where: str, roles: Mapping[str, Path]) -> None:
-    names: dict[Path, str] = {}
+    valid: list[Path | None] = []
+    if setup.valid_key is not None:
+        fix = "pass the name as valid_key, or None if nothing is padded"
+        path = _fields.find(caller, batch, setup.valid_key, fix)
+        check_valid(caller, setup.valid_key, _fields.get(batch, path), size)
+        valid.append(path)
+
+    # --- each field once, with one entry for each record -----------------------------------------
+
+    mixed = {name for kind in setup.targets.values() for name in kind.reads} | {*setup.kinds}
+    roles = {name: path for name, path in own.items() if name in mixed}
+    roles |= {} if seeds is None else {setup.seed_key: seeds}
+    roles |= {str(setup.valid_key): path for path in valid if path is not None}
+    names_by_path: dict[Path, str] = {}
     for name, path in roles.items():
-        if path in names:
-            came = f"{names[path]!r} and {name!r} are one field, {_fields.show(path)!r}"
-            fail(ValueError, where, came, "one role for each field", "name each field once")
-        names[path] = name
-
-
-def _check_sizes(setup: Setup, batch: Any, paths: Mapping[str, Path], size: int) -> None:
-    for name, path in paths.items():
+        if path in names_by_path:
+            came = f"{names_by_path[path]!r} and {name!r} are one field, {_fields.show(path)!r}"
+            fail(ValueError, caller, came, "one role for each field", "name each field once")
+        names_by_path[path] = name
+    for name, path in {**own, **roles}.items():
         value = _fields.get(batch, path)
         if value.shape[:1] != (size,):
-            by = (
-                f"{size} seeds in {setup.seed_key!r}"
-                if setup.seed_key in paths
-                else f"{size} images"
-            )
-            came = f"{name!r} is {describe(value)}, but there are {by}"
-            fix = "take both from one batch"
-            fail(ValueError, setup.where, came, "as many seeds as records", fix)
+            came = f"{name!r} is {describe(value)}, but there are {counted}"
+            fail(ValueError, caller, came, "as many seeds as records", "take both from one batch")
+    if seeds is not None and seeds in own.values():
+        came = f"{setup.seed_key!r} read by a weight map"
+        fail(ValueError, caller, came, "fields other than the seeds", "use the map's key")
 
+    # With `targets`, a label that they leave out would stay unmixed without a word.
+    label = None if setup.unnamed is None else _fields.locate(batch, setup.unnamed)
+    if label is not None:
+        below = _fields.leaves(_fields.get(batch, label))
+        left = [(*label, *path) for path in below if (*label, *path) not in names_by_path]
+        if left:
+            name = _fields.show(left[0])
+            came = f"{name!r} is in the batch, and targets leaves it out"
+            fix = f"put it into targets, {{{name!r}: gm.OneHot(K)}}, or pass label_key=None"
+            fail(ValueError, caller, came, "it to be mixed, or left out on purpose", fix)
 
-def _check_unnamed(setup: Setup, batch: Any, roles: Mapping[str, Path]) -> None:
-    """With `targets`, a label that they leave out would stay unmixed without a word."""
-    name = setup.unnamed
-    path = None if name is None else _fields.locate(batch, name)
-    if path is not None and path not in roles.values():
-        came = f"{name!r} is in the batch, and targets leaves it out"
-        fix = f"put it into targets, {{{name!r}: gm.OneHot(K)}}, or pass label_key=None"
-        fail(ValueError, setup.where, came, "it to be mixed, or left out on purpose", fix)
+    # --- the partners' fields, which are like the record's ---------------------------------------
 
+    brought: list[dict[str, Path]] = []
+    for key, above in zip(setup.partner_keys, partners, strict=True):
+        record = _fields.get(batch, above)
+        paths: dict[str, Path] = {}
+        for name, path in own.items():
+            if path[: len(above)] == above:
+                came = f"{name!r} is a field of {key!r}, which is removed"
+                fix = f"leave {key!r} out of the name: its fields are found by the names of the "
+                fail(ValueError, caller, came, "a field of the record itself", fix + "record's")
+            under = _fields.locate(record, name)
+            if under is None:
+                names = sorted(f"{key}/{_fields.show(other)}" for other in _fields.leaves(record))
+                came = f"no field {f'{key}/{name}'!r} among {names}, the partner of {name!r}"
+                fix = "let the partner have each image and target that its record has"
+                fail(KeyError, caller, came, f"a field {name!r} in {key!r}", fix)
+            paths[name] = (*above, *under)
+            mine, theirs = arrays[name], _fields.get(batch, paths[name])
+            shown = f"{key}/{name}"
+            if not is_array(theirs):
+                came = f"{shown!r} is {kind_of(theirs)}"
+                fail(TypeError, caller, came, "an array [B, ...]", "stack it")
+            _fields.check_array(caller, shown, theirs)
+            if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+                came = f"{name!r} is {describe(mine)}, but {shown!r} is {describe(theirs)}"
+                fix = "let both have one shape and dtype: resize, pad or cast before Batch"
+                fail(ValueError, caller, came, "the same shape and dtype", fix)
+        brought.append(paths)
+        real = None if setup.valid_key is None else _fields.locate(record, setup.valid_key)
+        if real is not None:
+            check_valid(caller, f"{key}/{setup.valid_key}", _fields.get(record, real), size)
+        if setup.valid_key is not None:
+            valid.append(None if real is None else (*above, *real))
 
-def _brought(setup: Setup, batch: Any) -> Path | None:
-    """Where the partners are that records bring."""
-    where, key = setup.where, setup.partner_key
-    if key is None:
-        return None
-    path = _fields.locate(batch, key)
-    if path is None:
-        names = sorted({_fields.show(path) for path in _fields.leaves(batch)})
-        came = f"no field {key!r} among {names}"
-        fix = f"let each record bring its partner, {{**record, {key!r}: other_record}}; pairs of "
-        fix += f'ZipMapDataset become that by .map(lambda pair: {{**pair[0], "{key}": pair[1]}})'
-        fail(KeyError, where, came, f"a nested record {key!r}", fix)
-    record = _fields.get(batch, path)
-    if not isinstance(record, Mapping | tuple):
-        came = f"{key!r} is {describe(record)}"
-        fix = 'bring the partner as a record with the same names, {"image": ..., "label": ...}'
-        fail(TypeError, where, came, "a dict or a tuple", fix)
-    return path
+    # --- the images, and the space that they span ------------------------------------------------
 
-
-def _partner(
-    setup: Setup, batch: Any, above: Path | None, own: Mapping[str, Path], size: int
-) -> tuple[dict[str, Path], Path | None]:
-    """Where the partners' fields are, and their `valid_key`."""
-    where, key = setup.where, setup.partner_key
-    if above is None:
-        return {}, None
-    record = _fields.get(batch, above)
-    partner: dict[str, Path] = {}
-    for name, path in own.items():
-        if path[: len(above)] == above:
-            came = f"{name!r} is a field of {key!r}, which is removed"
-            fix = (
-                f"leave {key!r} out of the name: its fields are found by the names of the record's"
-            )
-            fail(ValueError, where, came, "a field of the record itself", fix)
-        below = _fields.locate(record, name)
-        if below is None:
-            names = sorted(f"{key}/{_fields.show(other)}" for other in _fields.leaves(record))
-            came = f"no field {f'{key}/{name}'!r} among {names}, the partner of {name!r}"
-            fix = "let the partner have each image and target that its record has"
-            fail(KeyError, where, came, f"a field {name!r} in {key!r}", fix)
-        partner[name] = (*above, *below)
-        mine, theirs = _fields.get(batch, path), _fields.get(batch, partner[name])
-        shown = f"{key}/{name}"
-        if not is_array(theirs):
-            fail(TypeError, where, f"{shown!r} is {kind(theirs)}", "an array [B, ...]", "stack it")
-        _fields.check_array(where, shown, theirs)
-        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-            came = f"{name!r} is {describe(mine)}, but {shown!r} is {describe(theirs)}"
-            fix = "let both have one shape and dtype: resize, pad or cast before Batch"
-            fail(ValueError, where, came, "the same shape and dtype", fix)
-    valid = None if setup.valid_key is None else _fields.locate(record, setup.valid_key)
-    if valid is None:
-        return partner, None
-    _draw.check_valid(where, f"{key}/{setup.valid_key}", _fields.get(record, valid), size)
-    return partner, (*above, *valid)
-
-
-def _space(setup: Setup, images: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], Space]:
-    """The axes of the box in each image, and what targets know of the first one."""
-    where, recipe = setup.where, setup.recipe
-    function = recipe.weight_map if isinstance(recipe, _draw.ByMap) else None
-    parts = recipe.cuts or function is not None
-    needed = parts or any(target.positions for target in setup.targets.values())
-    name, first = next(iter(images.items()))
+    function = rule.function if isinstance(rule, ByMap) else None
+    needs_axes = rule.cuts or function is not None
+    needs_axes = needs_axes or any(kind.positions for kind in setup.targets.values())
+    name = setup.images[0]
     if 0 in first.shape:
-        check_pixels(where, name, first, recipe.blends)
-    axes = axes_of(where, setup.spatial_axes, name, first.shape) if needed else ()
+        check_pixels(caller, name, first, rule.blends)
+    axes = axes_of(caller, setup.spatial_axes, name, first.shape) if needs_axes else ()
     lengths = tuple(first.shape[axis] for axis in axes)
-    dtype = None if function is None else _maps.dtype_of(where, function, lengths)
-    averaged = recipe.blends or (dtype is not None and dtype != np.bool_)
-    for other, image in images.items():
-        check_pixels(where, other, image, averaged)
-    space = Space(axes, lengths, recipe.blends, recipe.cuts, dtype)
-    if not parts:
-        return dict.fromkeys(images, ()), space
-    return {
-        other: axes if image is first else axes_like_first(where, other, image, name, space)
-        for other, image in images.items()
-    }, space
+    read = {name: arrays[name] for name in rule.reads}
+    map_dtype = None if function is None else _maps.dtype_of(caller, function, lengths, read)
+    space = Space(axes, lengths, rule.blends, rule.cuts, map_dtype, rule.sources)
+    for name in setup.images:
+        check_pixels(caller, name, arrays[name], space.averages)
+        fix = f"resize {name!r} to match, since all images are cut alike"
+        space.axes_of(caller, name, Spec(*_spec(arrays[name])), None, fix)
 
+    # --- what targets add, and what they take ----------------------------------------------------
 
-def axes_like_first(where: str, name: str, image: Any, first: str, space: Space) -> tuple[int, ...]:
-    """The axes of the box in a further image, which must be as long there."""
-    axes = axes_in(len(image.shape), space.axes)
-    if [image.shape[axis : axis + 1] for axis in axes] != [(n,) for n in space.lengths]:
-        came = f"{name!r} is {describe(image)}, but {first!r} has {list(space.lengths)} along its "
-        came += f"axes {space.axes}"
-        fix = f"resize {name!r} to match, since both are cut with one box"
-        fail(ValueError, where, came, f"the same lengths along axes {axes}", fix)
-    return front_axes(where, "spatial_axes", axes, name, image.shape)
-
-
-def _check_targets(plan: Plan, batch: Any) -> None:
-    """Checks shapes and dtypes of targets, and what users' kinds return."""
-    setup = plan.setup
-
-    specs: Arrays = {}
-    for name, path in plan.own.items():
-        value = _fields.get(batch, path)
-        specs[name] = Spec(tuple(value.shape), value.dtype)
-    for name, target in setup.targets.items():
-        fields = _fields_of(target, name, specs)
-        target.check_fields(name, fields, plan.space)
-        if type(target).mix is Target.mix:
-            continue
-        one: Any = {key: _one(value) for key, value in fields.items()}
-        one = one if target.reads else one[""]
-        draw = jax.eval_shape(lambda: _draw_of_one(plan))
-        result = check_pure(
-            setup.where,
-            f"{type(target).__name__}.mix",
-            lambda own, partner, draw, target=target: target.mix(own, partner, draw, plan.space),
-            one,
-            one,
-            draw,
-            fix="draw from draw.lam or from a field with a random number for each record",
+    dropped = tuple(path for path in (seeds, *partners) if path is not None)
+    added = {
+        f"{name}{ending}": _fields.path_to_add(
+            batch, (*own[name][:-1], f"{own[name][-1]}{ending}"), dropped
         )
-        _check_result(setup.where, target, result)
+        for name, kind in setup.targets.items()
+        for ending in kind.adds
+    }
+    for name, path in added.items():
+        taken = _fields.locate(batch, name) or (path if _fields.has(batch, path) else None)
+        if taken is not None and not any(taken[: len(other)] == other for other in dropped):
+            came = f"{_fields.show(taken)!r} is in the batch"
+            expected = f"it free, since targets add {name!r}"
+            fail(KeyError, caller, came, expected, "rename that field")
+    mixing = Mixing(setup, space)
+    specs = {name: Spec(*_spec(value)) for name, value in arrays.items()}
+    for name, kind in setup.targets.items():
+        kind.check_fields(name, fields_of(kind, name, specs), space)
+        if type(kind).mix is not Target.mix:
+            _check_users_kind(mixing, name, kind, specs)
+    return Plan(mixing, own, tuple(brought), seeds, tuple(valid), added, dropped, size)
 
 
-def _one(value: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(value.shape[1:], narrow_dtype(value.dtype))
+def _spec(value: Any) -> tuple[tuple[int, ...], Any]:
+    return tuple(value.shape), value.dtype
 
 
-def _draw_of_one(plan: Plan) -> Any:
-    setup, space = plan.setup, plan.space
-    lengths = space.lengths if setup.recipe.cuts or space.map is not None else ()
-    brings = setup.partner_key is not None
-    seeds = jnp.zeros(2, jnp.uint32)
-    draw = _draw.draw(setup.recipe, setup.prob, seeds, lengths, brings_partner=brings)
-    return jax.tree.map(lambda x: x[0], draw)
+def check_seeds(caller: str, key: str, value: Any) -> int:
+    """Checks seeds, and returns how many there are."""
+    expected = "uint32 [B], one seed per record"
+    if value.shape == ():
+        fix = (
+            "the order is RecordSeed, grain.transforms.Batch, then this transform "
+            "(batch_size= of grain.load batches last, so leave it out)"
+        )
+        fail(ValueError, caller, f"{key!r} is one seed", expected, fix)
+    if str(value.dtype) == "uint32" and len(value.shape) > 1:
+        came, fix = f"{key!r} is {describe(value)}", "use grain.transforms.Batch once"
+        fail(ValueError, caller, f"{came}, as after two Batch", expected, fix)
+    if str(value.dtype) != "uint32" or len(value.shape) != 1:
+        fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
+        fail(TypeError, caller, f"{key!r} is {describe(value)}", expected, fix)
+    if value.shape == (0,):
+        fail(ValueError, caller, "an empty batch", "B > 0", "filter empty batches out before")
+    size: int = value.shape[0]
+    return size
 
 
-def _check_result(where: str, target: Target, result: Any) -> None:
-    """Checks that a user's kind returns what it says."""
-    name = f"{type(target).__name__}.mix"
-    returned = _as_dict(result)
+def check_valid(caller: str, key: str, value: Any, size: int) -> None:
+    """Checks the field that says which records are real and which are padding."""
+    if str(value.dtype) != "bool" or value.shape != (size,):
+        fix = "pass True for each real record and False for padding"
+        fail(TypeError, caller, f"{key!r} is {describe(value)}", f"bool [{size}]", fix)
+
+
+def _check_users_kind(mixing: Mixing, name: str, kind: Target, specs: Mapping[str, Any]) -> None:
+    """Checks that a user's kind can be compiled, and returns what it says."""
+    setup, method = mixing.setup, f"{type(kind).__name__}.mix"
+    narrow = {
+        key: jax.ShapeDtypeStruct(value.shape, narrow_dtype(value.dtype))
+        for key, value in specs.items()
+    }
+    draw = one_record(mixing, (narrow,) * max(len(setup.partner_keys) + 1, 1))
+    fields: Arrays = {
+        key: jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+        for key, value in fields_of(kind, name, narrow).items()
+    }
+    source = fields if kind.reads else fields[""]
+    result = check_pure(
+        setup.caller,
+        method,
+        lambda sources, draw: kind.mix(sources, draw, mixing.space),
+        (source,) * setup.rule.sources,
+        draw,
+        fix="draw from draw.lam or from a field with a random number for each record",
+    )
+    returned = as_dict(result)
     for key, value in returned.items():
         if not is_array(value):
             fix = "return an array, or a dict from ending to array"
-            fail(TypeError, where, f"{name} returns {kind(value)} as {key!r}", "arrays", fix)
-        if key not in ("", *target.adds, *target.reads):
-            fix = f"write adds = ({key!r},) in the class"
-            fail(KeyError, where, f"{name} returns {key!r}", f"one of {('', *target.adds)}", fix)
-    for key in ("", *target.reads):
+            came = f"{method} returns {kind_of(value)} as {key!r}"
+            fail(TypeError, setup.caller, came, "arrays", fix)
+        if key not in ("", *kind.adds, *kind.reads):
+            fix, expected = f"write adds = ({key!r},) in the class", f"one of {('', *kind.adds)}"
+            fail(KeyError, setup.caller, f"{method} returns {key!r}", expected, fix)
+    for key in ("", *kind.reads):
         if key not in returned:
-            fix = f"return it too, own[{key!r}] where it stays as it is"
-            fail(KeyError, where, f"{name} returns {list(returned)}", f"{key!r} among them", fix)
+            fix = f"return it too, sources[0][{key!r}] where it stays as it is"
+            came = f"{method} returns {list(returned)}"
+            fail(KeyError, setup.caller, came, f"{key!r} among them", fix)

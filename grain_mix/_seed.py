@@ -1,7 +1,9 @@
 """Where the randomness comes from: one seed per record, taken before batching."""
 
 import dataclasses
+import functools
 import hashlib
+import warnings
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -9,6 +11,7 @@ import grain
 import numpy as np
 
 from grain_mix import _fields
+from grain_mix._dtypes import is_no_chance
 from grain_mix._errors import (
     describe,
     did_you_mean,
@@ -175,3 +178,27 @@ def _encode(key: str, value: Any) -> bytes:
     expected = "an int, str or bytes, or an array of them"
     fix = "name a field that tells records apart, such as an index or a file name"
     return fail(TypeError, "RecordSeed", f"{key!r} is {describe(value)}", expected, fix)
+
+
+EQUAL_SEEDS = (
+    "grain_mix: several records of one batch have the same seed, more than chance explains, so "
+    "they are mixed alike. It happens when datasets that each have the same .seed(...) are "
+    "interleaved, when RecordSeed comes before a FlatMap, and when records are repeated or padded. "
+    "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
+    "name padding with valid_key."
+)
+
+
+def warn_of_equal_seeds(seeds: np.ndarray, valid: Iterable[np.ndarray | None] = ()) -> None:
+    """Warns where more real records of a batch have equal seeds than chance explains."""
+    known = [real for real in valid if real is not None]
+    seeds = seeds[np.logical_and.reduce(known)] if known else seeds
+    equal = len(seeds) - len(set(seeds.tolist()))
+    if equal and is_no_chance(equal, len(seeds) * (len(seeds) - 1) / 2**33):
+        warn_once()
+
+
+@functools.cache
+def warn_once() -> None:
+    """Warns of equal seeds, once per process."""
+    warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=4)

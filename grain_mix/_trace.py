@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from grain_mix._calls import jax_defaults
 from grain_mix._errors import fail
+from grain_mix._guards import jax_defaults
 
 
 def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any, fix: str) -> Any:
@@ -41,8 +41,8 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
     except Exception as error:
         if name.endswith(".mix"):
             error.add_note(
-                f"{where}: raised in {name}. Under some transforms draw.box and draw.mixup_lam are "
-                "None; draw.own_weight(points) works under all."
+                f"{where}: raised in {name}. Under some transforms draw.box is None; "
+                "draw.weights_at(points) works under all."
             )
         raise
     if not _same(first, second):

@@ -11,14 +11,14 @@ import grain
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
-from grain_mix import _maps, _mixing, _options, _place
+from grain_mix import _maps, _options, _run, _sharding, _spec
 from grain_mix._axes import as_axes
-from grain_mix._draw import ByMap, CutMix, Draw, Either, MixUp, Recipe
+from grain_mix._draw import ByMap, CutMix, Draw, Either, MixUp, MixUpOfMany, Mosaic, Rule
 from grain_mix._errors import explains_mistakes, fail
 from grain_mix._fields import as_name
 from grain_mix._laws import Beta, check_law, law_of
+from grain_mix._mixing import Setup
 from grain_mix._options import checked_by, optional
-from grain_mix._plan import Setup
 from grain_mix.targets import OneHot, Target
 from grain_mix.targets._labels import Ready
 
@@ -87,18 +87,30 @@ class Transform(grain.transforms.Map, abc.ABC):
     spatial_axes: tuple[int, ...] | None = field(default=None, metadata=checked_by(as_axes))
     seed_key: Key = field(default="mix_seed", metadata=checked_by(as_name))
     valid_key: Key | None = field(default=None, metadata=checked_by(optional(as_name)))
-    partner_key: Key | None = field(default=None, metadata=checked_by(optional(as_name)))
+    partner_key: Key | tuple[Key, ...] | None = field(
+        default=None, metadata=checked_by(optional(_options.as_partners))
+    )
     sharding: Sharding | None = field(
-        default=None, metadata=checked_by(optional(_place.check_sharding))
+        default=None, metadata=checked_by(optional(_sharding.check_sharding))
     )
 
     def __post_init__(self) -> None:
         _options.check_all(self)
         where, targets = type(self).__name__, self._all_targets()
-        if self.partner_key is not None and self.mode == "pair":
+        rule, partners = self._rule, self._partners
+        if partners and self.mode == "pair":
             came = f"mode='pair' with partner_key={self.partner_key!r}"
             fix = "use 'elem': the partner's own draw is not used"
             fail(ValueError, where, came, "mode='elem' or 'batch'", fix)
+        if rule.sources > 2 and self.mode == "pair":
+            came = f"mode='pair' where {rule.sources} records are mixed"
+            fix = "use 'elem', or 'batch' for one draw for all"
+            fail(ValueError, where, came, "mode='elem' or 'batch'", fix)
+        if partners and len(partners) != rule.sources - 1:
+            came = f"partner_key={self.partner_key!r} where {rule.sources} records are mixed"
+            others = tuple(f"other{i}" for i in range(1, rule.sources))
+            fix = f"name each nested record, like {others if rule.sources > 2 else 'other'!r}"
+            fail(ValueError, where, came, f"{rule.sources - 1} of them", fix)
         images = self.image_key if isinstance(self.image_key, tuple) else (self.image_key,)
         names = [("image_key", str(name)) for name in images]
         names += [
@@ -106,15 +118,19 @@ class Transform(grain.transforms.Map, abc.ABC):
         ]
         for kind in targets.values():
             names += [(type(kind).__name__, name) for name in kind.reads]
-        for role in ("seed_key", "valid_key", "partner_key"):
-            name = getattr(self, role)
-            names += [] if name is None else [(role, name)]
+        names += [("seed_key", str(self.seed_key))]
+        names += [] if self.valid_key is None else [("valid_key", str(self.valid_key))]
+        names += [("partner_key", name) for name in partners]
         for name, kind in targets.items():
             names += [(f"{type(kind).__name__}, which adds it", name + end) for end in kind.adds]
         _options.check_names(where, names)
+        fields = tuple(
+            getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sharding"
+        )
         setup = Setup(
-            where=where,
-            recipe=self._recipe,
+            identity=(type(self), _options.identity(fields)),
+            caller=where,
+            rule=rule,
             prob=self.prob,
             mode=self.mode,
             images=tuple(map(str, images)),
@@ -122,15 +138,17 @@ class Transform(grain.transforms.Map, abc.ABC):
             spatial_axes=self.spatial_axes,
             seed_key=str(self.seed_key),
             valid_key=None if self.valid_key is None else str(self.valid_key),
-            partner_key=None if self.partner_key is None else str(self.partner_key),
+            partner_keys=partners,
             is_short=self.targets is None,
             unnamed=str(self.label_key) if self.targets is not None and self.label_key else None,
         )
-        fields = tuple(
-            getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sharding"
-        )
-        mixer = _mixing.Mixer((type(self), _options.identity(fields)), setup)
-        object.__setattr__(self, "_mixer", mixer)
+        object.__setattr__(self, "_setup", setup)
+
+    @property
+    def _partners(self) -> tuple[str, ...]:
+        """The names of the partners that records bring."""
+        keys = self.partner_key if isinstance(self.partner_key, tuple) else (self.partner_key,)
+        return tuple(str(key) for key in keys if key is not None)
 
     def _all_targets(self) -> dict[str, Target]:
         """The targets, those of the short form included."""
@@ -158,7 +176,7 @@ class Transform(grain.transforms.Map, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def _recipe(self) -> Recipe:
+    def _rule(self) -> Rule:
         """What is drawn."""
 
     def map(self, element: Any) -> Any:
@@ -175,7 +193,7 @@ class Transform(grain.transforms.Map, abc.ABC):
             over all processes. Their devices may still be reading the batch that came in, so write
             to its arrays only when the result is ready.
         """
-        return _mixing.map_batch(self._mixer, self.sharding, element)
+        return _run.map_batch(self._setup, self.sharding, element)
 
     def mix(self, batch: Any, *, key: Any = None) -> Any:
         """Does the same as a pure function of arrays, for use inside `jit` and `shard_map`.
@@ -192,10 +210,15 @@ class Transform(grain.transforms.Map, abc.ABC):
         Returns:
             What `map` returns, with a `jax.Array` for each field that is mixed.
         """
-        return _mixing.mix_batch(self._mixer, batch, key)
+        return _run.mix_batch(self._setup, batch, key)
 
     def draw(
-        self, seeds: ArrayLike, image_shape: tuple[int, ...], valid: ArrayLike | None = None
+        self,
+        seeds: ArrayLike,
+        image_shape: tuple[int, ...],
+        valid: ArrayLike | None = None,
+        *,
+        fields: Mapping[Key, ArrayLike] | None = None,
     ) -> Draw:
         """The parameters that a batch with these seeds is mixed with, for plots and debugging.
 
@@ -203,9 +226,11 @@ class Transform(grain.transforms.Map, abc.ABC):
             seeds: `uint32 [B]`, as `RecordSeed` adds them.
             image_shape: the shape of the whole batch's images, B first.
             valid: `bool [B]`, the field that `valid_key` names; `None`: all records are real. With
-                a `partner_key`, where a record and its partner are both real.
+                a `partner_key`, where a record and its partners are all real.
+            fields: what a weight map reads, `[B, ...]` each, by its name; that of partners that
+                records bring as `"other/masks"`.
         """
-        return _mixing.draw(self._mixer, seeds, image_shape, valid)
+        return _run.draw(self._setup, seeds, image_shape, valid, fields)
 
     def output_spec(self, input_spec: Any) -> Any:
         """The shapes and dtypes that come out, for `grain.experimental.get_element_spec`.
@@ -215,7 +240,7 @@ class Transform(grain.transforms.Map, abc.ABC):
                 unknown (`None`), as the number of records is without `drop_remainder=True`, stay
                 unknown.
         """
-        return _mixing.output_spec(self._mixer, input_spec)
+        return _spec.output_spec(self._setup, self.sharding, input_spec)
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""
@@ -226,17 +251,17 @@ class Transform(grain.transforms.Map, abc.ABC):
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Transform)
-            and self._mixer == other._mixer
+            and self._setup == other._setup
             and self.sharding == other.sharding
         )
 
     def __hash__(self) -> int:
-        return hash(self._mixer)
+        return hash(self._setup)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuses to enter a worker process with devices, which cannot follow."""
         if self.sharding is not None:
-            _place.refuse_pickling(type(self).__name__)
+            _sharding.refuse_pickling(type(self).__name__)
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -258,11 +283,16 @@ class Transform(grain.transforms.Map, abc.ABC):
 class MixUpBatch(Transform):
     """MixUp: `λ·x + (1-λ)·x_partner` for images and labels, with λ ~ Beta(α, α).
 
+    With `sources=k` it is `Σ w_r·x_r` over the record and the k - 1 that follow it in its group of
+    k consecutive records, with w ~ Dirichlet(α, ..., α).
+
     Put it after `Batch`, and `RecordSeed` before `Batch`.
 
     Args:
         alpha: α > 0. Small: most records are hardly mixed. 1: λ is uniform. Large: λ is near 1/2.
-            Or `gm.Beta(a, b)` for another law of the record's own weight.
+            Or a law of the record's own weight, such as `gm.Beta(a, b)`; for more than two sources
+            a number, or `gm.Larger(gm.Beta(a, a))`, under which the largest share is the record's.
+        sources: k, how many records are mixed into one, from 2 to 8.
         SHARED
 
     Raises:
@@ -280,13 +310,26 @@ class MixUpBatch(Transform):
     >>> mixed = MixUpBatch(alpha=0.4, num_classes=3).map(batch)
     >>> mixed["image"].dtype, mixed["label"].shape, sorted(mixed)
     (dtype('uint8'), (4, 3), ['image', 'label'])
+    >>> of_three = MixUpBatch(1.0, sources=3, num_classes=3)
+    >>> of_three.draw(np.array([1, 2, 3], np.uint32), (3, 8, 8, 3)).shares.shape
+    (3, 3)
     """
 
     alpha: float | Beta = field(default=0.2, metadata=checked_by(check_law))
+    _: dataclasses.KW_ONLY
+    sources: int = field(default=2, metadata=checked_by(_options.as_sources))
 
     @property
-    def _recipe(self) -> Recipe:
-        return MixUp(law_of(self.alpha))
+    def _rule(self) -> Rule:
+        law = law_of(self.alpha)
+        if self.sources == 2:
+            return MixUp(law)
+        inner = getattr(law, "law", law)  # what is inside of Larger
+        if not isinstance(inner, Beta) or inner.a != inner.b:
+            came = f"alpha={self.alpha!r} with sources={self.sources}"
+            fix = "pass a number α, the parameter of Dirichlet(α, ..., α)"
+            fail(ValueError, "MixUpBatch", came, "a number, or gm.Larger(gm.Beta(a, a))", fix)
+        return MixUpOfMany(inner.a, inner is not law, self.sources)
 
 
 @documented
@@ -333,7 +376,7 @@ class CutMixBatch(Transform):
     )
 
     @property
-    def _recipe(self) -> Recipe:
+    def _rule(self) -> Rule:
         return CutMix(law_of(self.alpha), self.minmax)
 
 
@@ -375,9 +418,54 @@ class MixBatch(Transform):
     )
 
     @property
-    def _recipe(self) -> Recipe:
+    def _rule(self) -> Rule:
         cutmix = CutMix(law_of(self.cutmix_alpha), self.cutmix_minmax)
         return Either(MixUp(law_of(self.mixup_alpha)), cutmix, self.switch_prob)
+
+
+@documented
+@dataclasses.dataclass(frozen=True, eq=False)
+class MosaicBatch(Transform):
+    """Mosaic: four images meet in one point of an image of the same size.
+
+    A record is mixed with the three that follow it in its group of four consecutive records. Its
+    own image is in one of the four corners, each with chance 1/4. Each image lies with its inner
+    corner at the point where they meet: the near ones show the far part of their image, the far
+    ones the near part. Pixels are moved by whole pixels and never resized, so every bit is copied.
+    A label's weight is `pixels shown / pixels`, exactly. Boxes and masks move with their image.
+
+    Put it after `Batch`, and `RecordSeed` before `Batch`.
+
+    Args:
+        split: `(lo, hi)`, 0 ≤ lo ≤ hi ≤ 1, with hi > 0 and lo < 1. Along an axis of length L the
+            images meet at a whole number from lo·L to hi·L, each with the same chance; if there is
+            none, at the first above lo·L. At the ends of [0, L] images may show nothing.
+        SHARED
+
+    Raises:
+        TypeError, ValueError: a parameter that cannot be, when the transform is made.
+        KeyError, TypeError, ValueError: a batch that does not fit, before anything is computed.
+
+    As in YOLOv4, cut to the image's size: Bochkovskiy et al., https://arxiv.org/abs/2004.10934
+
+    >>> import numpy as np
+    >>> batch = {
+    ...     "image": np.arange(4, dtype=np.uint8).repeat(64).reshape(4, 8, 8, 1),
+    ...     "label": np.arange(4),
+    ...     "mix_seed": np.array([5, 6, 7, 8], np.uint32),
+    ... }
+    >>> mixed = MosaicBatch(num_classes=4).map(batch)
+    >>> shown = [[(image == i).mean() for i in range(4)] for image in mixed["image"]]
+    >>> bool((mixed["label"] == np.float32(shown)).all())
+    True
+    """
+
+    _: dataclasses.KW_ONLY
+    split: tuple[float, float] = field(default=(0.25, 0.75), metadata=checked_by(_options.as_split))
+
+    @property
+    def _rule(self) -> Rule:
+        return Mosaic(self.split)
 
 
 @documented
@@ -431,7 +519,10 @@ class WeightMapMixBatch(Transform):
 
     weight_map: _maps.WeightMap = field(metadata=checked_by(_maps.check_function))
     alpha: float | Beta = field(default=1.0, metadata=checked_by(check_law))
+    _: dataclasses.KW_ONLY
+    reads: tuple[str, ...] = field(default=(), metadata=checked_by(_options.as_names))
 
     @property
-    def _recipe(self) -> Recipe:
-        return ByMap(self.weight_map, law_of(self.alpha))
+    def _rule(self) -> Rule:
+        reads = _maps.reads_of(type(self).__name__, self.weight_map, self.reads)
+        return ByMap(self.weight_map, law_of(self.alpha), reads)

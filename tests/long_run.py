@@ -24,7 +24,7 @@ from absl import flags
 from common import data_loader, over
 
 import grain_mix as gm
-from grain_mix import _mixing
+from grain_mix import _run
 
 README = pathlib.Path(__file__).parent / "README.md"
 BATCH_SIZE = 1024
@@ -78,7 +78,7 @@ def census() -> dict[str, float]:
         held[f"{name}: those of batches in shared memory"] = shared
         held[f"{name}: threads"] = process.num_threads()
     held["segments in /dev/shm"] = len(os.listdir("/dev/shm"))
-    held["compiled programs"] = len(_mixing._programs)
+    held["compiled programs"] = _run._on_host()._cache_size()
     held["processes"] = 1 + len(workers)
     return held
 

@@ -112,7 +112,7 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         targets={
             "label": gm.OneHot(CLASSES),
             "map": gm.LabelMap(),
-            "targets/caption": gm.Pair(),
+            "targets/caption": gm.Stacked(),
             "targets/boxes": gm.Boxes("xyxy", fields=("targets/class",)),
         },
         sharding=sharding,

@@ -55,10 +55,11 @@ class Points(gm.Target):
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.about,)
 
-    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
-        pairs = {name: jnp.stack([own[name], partner[name]]) for name in own}
-        weights = draw.own_weight(own[""]), 1 - draw.own_weight(partner[""])
-        return {**pairs, "_weight": jnp.stack(weights)}
+    def mix(self, sources: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        stacks = {name: jnp.stack([source[name] for source in sources]) for name in sources[0]}
+        moved = [draw.moved(source[""], r) for r, source in enumerate(sources)]
+        weights = [draw.weights_at(points)[..., r] for r, points in enumerate(moved)]
+        return {**stacks, "_weight": jnp.stack(weights)}
 
     def check(self, name: str, array: Any, space: gm.Space) -> None:
         fits = array.shape[2:] == (len(space.axes),) and str(array.dtype) in ("float32", "int32")
@@ -235,7 +236,7 @@ def kinds_for(
         "tags": (tags, "chances", (K,) if parts else one((K,), (2, K)), [*numbers, *IDS, "bool"]),
         "soft": (gm.Soft(smoothing=smooth), "any", (K,) if smooth else many, numbers),
         "breed": (gm.Sparse(one(None, K)), "ids", column, IDS),
-        "caption": (gm.Pair(), "any", many, [*numbers, "int64", "bool"]),
+        "caption": (gm.Stacked(), "any", many, [*numbers, "int64", "bool"]),
         "heat": (gm.ValueMap(of_values), "any", values_shape, [*DTYPES, *["bool"] * copies]),
         "points": (Points("seen"), "points", lengths, ["float32", "int32"], seen),
     }

@@ -108,7 +108,7 @@ def ones(transform: Any, draw: gm.Draw, shape: tuple[int, ...]) -> list[One]:
     lengths = tuple(shape[axis] for axis in axes)
     found = []
     for i in range(shape[0]):
-        outside = np.float32(1 if draw.mixup_lam is None else draw.mixup_lam[i])
+        outside = np.float32(outside_of(draw, i))
         inside = np.zeros(lengths, bool)
         if draw.box is not None:
             inside[tuple(slice(int(start), int(stop)) for start, stop in draw.box[i])] = True
@@ -120,6 +120,15 @@ def ones(transform: Any, draw: gm.Draw, shape: tuple[int, ...]) -> list[One]:
         lam, by_map = np.float32(draw.lam[i]), draw.weights is not None
         found.append(One(lam, outside, inside, weights, axes, parts, blends, by_map))
     return found
+
+
+def outside_of(draw: gm.Draw, i: int) -> Any:
+    """The weight of the own pixels that no box covers: 1 where a box is cut, else λ."""
+    if draw.weights is not None:
+        return 1
+    if draw.box is not None and (draw.box[i, :, 0] < draw.box[i, :, 1]).all():
+        return 1
+    return draw.lam[i]
 
 
 def pair(weight: np.float32) -> np.ndarray:
@@ -388,7 +397,7 @@ def check_target(kind: gm.Target, own: Arrays, other: Arrays, mixed: Arrays, one
             check_mean(a, b, y, one, kind.smoothing, 2)
         case gm.Soft():
             check_mean(a, b, y, one, kind.smoothing, a.shape[-1] if a.ndim else 1)
-        case gm.Sparse() | gm.Pair():
+        case gm.Sparse() | gm.Stacked():
             if isinstance(kind, gm.Sparse):
                 a, b = (x.reshape(()).astype(np.int32) for x in (a, b))
             check_same(y, np.stack([a, b]))

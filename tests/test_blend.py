@@ -12,7 +12,7 @@ import reference
 from common import KINDS, Rng, make_batch
 
 import grain_mix as gm
-from grain_mix import _formula, _weigh
+from grain_mix import _arithmetic, _blend, _sources
 
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32"]
 each_float = pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
@@ -235,7 +235,7 @@ def test_every_bit_of_a_nan_is_copied(dtype: Any, rng: Rng) -> None:
 def test_gradients_go_to_the_pixels_that_are_shown(dtype: Any, rng: Rng) -> None:
     inside = rng.random((5, 7)) < 0.5
     x, y = (jnp.asarray(rng.normal(size=(5, 7)), dtype) for _ in range(2))
-    to_x, to_y = jax.grad(lambda x, y: _weigh.select(inside, y, x).sum(), (0, 1))(x, y)
+    to_x, to_y = jax.grad(lambda x, y: _arithmetic.select(inside, y, x).sum(), (0, 1))(x, y)
     np.testing.assert_array_equal(to_x, ~inside)
     np.testing.assert_array_equal(to_y, inside)
 
@@ -248,13 +248,18 @@ def test_rows_too_long_for_int32(
     x = jnp.asarray(rng.integers(0, 256, (4, 6, 5, 4, 3), np.uint8))
     box = jnp.asarray(np.sort(rng.integers(0, 5, (4, len(axes), 2)), axis=-1), jnp.int32)
     lam = jnp.asarray(rng.integers(0, 2**24, 4) / 2**24, jnp.float32)
-    expected = _formula.blend(x, lam, box, axes)
-    monkeypatch.setattr(_formula, "LONGEST_ROW", 5)
-    np.testing.assert_array_equal(_formula.blend(x, lam, box, axes), expected)
+    weights = _blend.Weights(jnp.stack([lam, 1 - lam], axis=1), box)
+    sources = _sources.neighbours(x, 2)
+    expected = _blend.blend(sources, weights, axes)
+    monkeypatch.setattr(_blend, "LONGEST_ROW", 5)
+    np.testing.assert_array_equal(_blend.blend(sources, weights, axes), expected)
 
 
 def test_positions_in_a_long_video_fit_int32() -> None:
-    program = jax.make_jaxpr(lambda x, box: _formula.blend(x, None, box, (1,)))(
+    def cut(x: jax.Array, box: jax.Array) -> jax.Array:
+        return _blend.blend(_sources.neighbours(x, 2), _blend.Weights(box=box), (1,))
+
+    program = jax.make_jaxpr(cut)(
         jax.ShapeDtypeStruct((2, 346, 1080, 1920, 3), jnp.uint8),
         jax.ShapeDtypeStruct((2, 1, 2), jnp.int32),
     )

@@ -96,14 +96,14 @@ atexit.register(mix)
     assert done.stdout.splitlines() == ["[8, 8]", "['image']"]
 
 
-def test_new_calls_are_refused_in_threads() -> None:
+def test_new_guards_are_refused_in_threads() -> None:
     code = """
 import threading, numpy as np, grain_mix as gm
-from grain_mix import _calls
+from grain_mix import _guards
 batch = {"image": np.zeros((2, 4), np.float32), "mix_seed": np.arange(2, dtype=np.uint32)}
 transform = gm.MixUpBatch(label_key=None)
 transform.map(batch)
-_calls._end()
+_guards._end()
 def refused(function, *args):
     try:
         function(*args)
@@ -119,7 +119,7 @@ for call in [
     thread = threading.Thread(target=refused, args=call)
     thread.start()
     thread.join()
-assert not _calls._in_progress
+assert not _guards._in_progress
 """
     refused = "Python is ending, so this thread cannot mix more"
     assert run_python("-c", code).stdout.count(refused) == 5
@@ -194,15 +194,15 @@ signal.signal(signal.SIGINT, handler)
 @atexit.register
 def after_ours():
     same = signal.getsignal(signal.SIGINT) is handler
-    print("cut short" if _calls._in_progress else "to the end", bool(came), same)
-from grain_mix import _calls
-_calls._in_progress.add((os.getpid(), None))
+    print("cut short" if _guards._in_progress else "to the end", bool(came), same)
+from grain_mix import _guards
+_guards._in_progress.add((os.getpid(), None))
 def interrupt():
-    while not _calls._ending: time.sleep(0.001)
+    while not _guards._ending: time.sleep(0.001)
     for _ in range(20):
         time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
-    _calls._in_progress.clear()
+    _guards._in_progress.clear()
 threading.Thread(target=interrupt, daemon=True).start()
 """
 

@@ -124,8 +124,8 @@ def test_sides_are_exact_where_a_root_would_round() -> None:
         for side in {1, 2, length // 3, length // 2, length - 1, length}:
             begin = -(-(2**24) * fractions.Fraction(side, length) ** n // 1)
             weights = np.array([int(begin) - 1, int(begin)], np.uint32)
-            bits = np.full((2, 2), length // 2, np.uint32)
-            box = np.asarray(_draw._paper_side(length, bits, weights, n))
+            centre = np.full(2, length // 2, np.uint32)
+            box = np.asarray(_draw.box_about(centre, length, weights, n))
             assert (box[:, 1] - box[:, 0]).tolist() == [side - 1, side]
 
 
@@ -228,7 +228,14 @@ def test_known_answers() -> None:
     assert box[:3].tolist() == [[[0, 140], [0, 114]], [[63, 224], [20, 138]], [[69, 224], [0, 128]]]
     assert box[3:].tolist() == [[[0, 133], [0, 86]], [[183, 205], [135, 151]], [[0, 90], [0, 61]]]
     both = draw(gm.MixBatch(prob=0.7), seeds, 32, 32, 3)
-    assert on_grid(both.mixup_lam) == [3084064, 2**24, 1941958, 2**24, 2**24, 2**24]
+    assert on_grid(np.asarray(both.outside_box()[:, 0])) == [
+        3084064,
+        2**24,
+        1941958,
+        2**24,
+        2**24,
+        2**24,
+    ]
     assert both.box[1].tolist() == [[6, 29], [4, 27]]
 
 
@@ -253,7 +260,9 @@ CHECKSUMS: list[tuple[Any, tuple[int, ...], int]] = [
 def test_known_checksums(transform: Any, lengths: tuple[int, ...], expected: int) -> None:
     """The same for many seeds and laws, so that rare cases of rounding are seen as well."""
     drawn = draw(transform, np.arange(2**16, dtype=np.uint32) * np.uint32(40_503), *lengths)
-    weights = [] if drawn.mixup_lam is None else on_grid(drawn.mixup_lam)
+    weights = (
+        [] if type(transform) is gm.CutMixBatch else on_grid(np.asarray(drawn.outside_box()[:, 0]))
+    )
     boxes = [] if drawn.box is None else drawn.box.ravel()
     assert zlib.crc32(np.array([*weights, *boxes], "<u4").tobytes()) == expected
 

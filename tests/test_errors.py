@@ -81,7 +81,7 @@ PARAMETERS = [
     call(TypeError, "image_key … 1.5 … name … string", gm.MixUpBatch, image_key=("a", 1.5)),
     *bad(TypeError, "name … string", gm.MixBatch, label_key=[True], seed_key=[None]),
     *bad(TypeError, "name … string", gm.RecordSeed, seed_key=[b"s"]),
-    call(TypeError, "targets='' … name … string", gm.CutMixBatch, targets={"": gm.Pair()}),
+    call(TypeError, "targets='' … name … string", gm.CutMixBatch, targets={"": gm.Stacked()}),
     *bad(TypeError, "dict", gm.CutMixBatch, targets=[["label"]]),
     call(ValueError, "'x' … twice, in image_key … role", gm.MixUpBatch, image_key=["x", "x"]),
     call(ValueError, "'label' … twice, by label_key and valid", gm.MixBatch, valid_key="label"),

@@ -12,7 +12,7 @@ from common import Rng
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from reference import mixup_one
 
-from grain_mix import _formula, _partners
+from grain_mix import _blend, _sources
 
 DTYPES = ["uint8", "uint16", "int16", "int8", "uint32", "int32", "float16", "bfloat16", "float32"]
 NARROW = [name for name in DTYPES if not name.endswith("32")]
@@ -54,20 +54,23 @@ def on_one_device(function: Any) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=everything, out_specs=everything)
 
 
-PATHS = {
-    "rows": _formula.in_rows,
-    "rows on CPUs": functools.partial(_formula.in_rows, on_cpu=True),
-    "words": _formula.in_words,
-    "pixels": _formula.in_pixels,
-    "pixels by product": None,
+PATHS: dict[str, Any] = {
+    "rows": _blend.Rows,
+    "rows on CPUs": functools.partial(_blend.Rows, on_cpu=True),
+    "words": _blend.Words,
+    "pixels": _blend.Pixels,
+    "pixels by product": _blend.Pixels,
 }
 
 
-def run(path: str, axes: tuple[int, ...], *arguments: Any) -> jax.Array:
-    function = PATHS[path]
-    if function is not None:
-        return jax.jit(functools.partial(function, axes))(*arguments)
-    return jax.jit(on_one_device(functools.partial(_formula.in_pixels, axes)))(*arguments)
+def run(path: str, axes: tuple[int, ...], x: Any, lam: Any, box: Any, weights: Any) -> jax.Array:
+    def mix(x: Any, lam: Any, box: Any, weights: Any) -> jax.Array:
+        shares = None if lam is None else jnp.stack([lam, 1 - lam], axis=1)
+        drawn = _blend.Weights(shares, box, weights)
+        return _blend.mixed_in(PATHS[path](axes), _sources.neighbours(x, 2), drawn)
+
+    function = on_one_device(mix) if path == "pixels by product" else mix
+    return jax.jit(function)(x, lam, box, weights)
 
 
 # Each dtype and each shape once, narrow dtypes in whole words; all of them together are slow.
@@ -88,9 +91,9 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: Rng) -> None:
     weights = rng.integers(0, 2**24 + 1, (sizes[0], *lengths)).astype(np.float32) / 2**24
     weights[rng.random(weights.shape) < 0.2] = 1
     weights[rng.random(weights.shape) < 0.2] = 0
-    draws = [(lam, None, None, None), (None, box, None, None), (lam, box, None, None)]
+    draws: list[Any] = [(lam, None, None), (None, box, None), (lam, box, None)]
     if dtype in ("uint8", "bfloat16", "float32"):
-        draws += [(None, None, weights, None), (None, None, weights < 0.5, None)]
+        draws += [(None, None, weights), (None, None, weights < 0.5)]
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     for arguments in draws:
         by_floats = arguments[2] is weights
@@ -116,7 +119,7 @@ def test_all_bytes_on_all_paths(path: str, rng: Rng) -> None:
     x = np.stack(np.meshgrid(np.arange(256), np.arange(256))).reshape(2, -1).astype(np.uint8)
     for lam in (0, 1 / 2**24, 1 / 256, 0.5, 1 - 1 / 2**24, 1, *rng.random(3)):
         weights = np.rint(np.array([lam, lam]) * 2**24).astype(np.float32) / np.float32(2**24)
-        mixed = run(path, (), jnp.asarray(x), weights, None, None, None)
+        mixed = run(path, (), jnp.asarray(x), weights, None, None)
         for own in (0, 1):
             expected = mixup_one(x[own], x[1 - own], weights[own])
             np.testing.assert_array_equal(mixed[own], expected)
@@ -128,9 +131,10 @@ def test_all_bytes_on_all_paths(path: str, rng: Rng) -> None:
 def test_swap_by_product_is_exact(dtype: str, size: int, rng: Rng) -> None:
     x = random_batch(rng, (size, 7, 3), "uint8" if dtype == "bool" else dtype)
     x = x < 128 if dtype == "bool" else x
-    swapped = _partners.swap_by_product(x)
+    order = _sources.Neighbour(1, 2)
+    swapped = _sources.rearranged_by_product(x, order)
     assert swapped.dtype == x.dtype
-    np.testing.assert_array_equal(bits(swapped), bits(x)[_partners.partners(size)])
+    np.testing.assert_array_equal(bits(swapped), bits(x)[_sources.positions(size, 2)[:, 1]])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_gradients_on_all_paths(path: str, dtype: str, rng: Rng) -> None:
     box = jnp.asarray(np.stack([start, start + 2], axis=-1), jnp.int32)
 
     def loss(x: jax.Array, lam: jax.Array, path: str) -> jax.Array:
-        return (run(path, (1, 2), x, lam, box, None, None).astype(jnp.float32) ** 2).sum()
+        return (run(path, (1, 2), x, lam, box, None).astype(jnp.float32) ** 2).sum()
 
     gradients, expected = (jax.grad(loss, (0, 1))(x, lam, name) for name in (path, "rows"))
     jax.tree.map(np.testing.assert_array_equal, gradients, expected)
@@ -156,8 +160,13 @@ def test_each_platform_gets_its_own_program() -> None:
     struct = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8)
     lam = jax.ShapeDtypeStruct((8,), jnp.float32)
     programs = {}
+
+    def mix(x: jax.Array, lam: jax.Array) -> jax.Array:
+        weights = _blend.Weights(jnp.stack([lam, 1 - lam], axis=1))
+        return _blend.blend(_sources.neighbours(x, 2), weights)
+
     for platform, where in itertools.product(("cpu", "cuda", "rocm", "tpu"), ("jit", "shard_map")):
-        function = _formula.blend if where == "jit" else on_one_device(_formula.blend)
+        function = mix if where == "jit" else on_one_device(mix)
         lowered = jax.jit(function).trace(struct, lam).lower(lowering_platforms=(platform,))
         program, in_record = lowered.as_text(), {"x192xui32>": "words", "x768xi16>": "pairs"}
         entries = [name for text, name in in_record.items() if text in program]

@@ -47,7 +47,7 @@ fuzz = functools.partial(
 # Some batches that are made up have one seed for all records.
 pytestmark = pytest.mark.filterwarnings("ignore:grain_mix. several records of one batch")
 
-KINDS = [gm.OneHot, gm.MultiHot, gm.Soft, gm.Sparse, gm.Pair, gm.ValueMap, gm.LabelMap, gm.Boxes]
+KINDS = [gm.OneHot, gm.MultiHot, gm.Soft, gm.Sparse, gm.Stacked, gm.ValueMap, gm.LabelMap, gm.Boxes]
 NAMES = [each.__name__ for each in (*CLASSES, *KINDS, gm.Beta, gm.RecordSeed, gm.PairedSampler)]
 WHERE = "|".join([*NAMES, "Points", "mixup", "cutmix", "label_key", "map"])
 
@@ -77,8 +77,8 @@ THINGS += [[1], (1, 2), (0.2, 0.8), [0.8, 0.2], (0.1,), (1, 2, 3), ("image", "ma
 THINGS += [(0.1, "x"), (None, 1), (10**400, 1), (-1, -2), (1, 1), (0, 1), ("x", "x"), ("", 1)]
 THINGS += [set(), object(), print, dict, ..., np.array(0.5), np.array([1, 2]), np.array(["elem"])]
 THINGS += [np.array([], object), np.datetime64("2020-01-01"), range(1, 3), np.str_("batch")]
-THINGS += [gm.Beta(2, 8), gm.Beta, gm.OneHot(3), gm.OneHot, gm.Target(), {"label": gm.Pair}]
-THINGS += [{"x": gm.Soft(), "x_weight": gm.Sparse()}, {1: gm.Pair(), "1": gm.Pair()}, {"": 1}]
+THINGS += [gm.Beta(2, 8), gm.Beta, gm.OneHot(3), gm.OneHot, gm.Target(), {"label": gm.Stacked}]
+THINGS += [{"x": gm.Soft(), "x_weight": gm.Sparse()}, {1: gm.Stacked(), "1": gm.Stacked()}, {"": 1}]
 ANYTHING = st.sampled_from(NUMBERS + THINGS)
 
 

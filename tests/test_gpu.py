@@ -181,7 +181,7 @@ def test_every_kind_of_target(kind: str, device: jax.Device, rng: np.random.Gene
         "soft": (gm.Soft(smoothing=0.1), chances.astype(np.float32)),
         "number": (gm.Soft(), values(rng, "float32")),
         "breed": (gm.Sparse(5), rng.integers(0, 5, SIZE)),
-        "caption": (gm.Pair(), values(rng, "int32", 6)),
+        "caption": (gm.Stacked(), values(rng, "int32", 6)),
         "heat": (gm.ValueMap(), abs(values(rng, "float32", 8, 8))),
     }
     more = {}

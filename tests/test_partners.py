@@ -202,5 +202,7 @@ def test_wrong_keys(rng: np.random.Generator) -> None:
         in_specs=parts,
         out_specs=parts,
     )
-    with pytest.raises(ValueError, match="inside shard_map, where all shards would draw alike"):
+    with pytest.raises(
+        ValueError, match="inside shard_map or pmap, where all shards would draw alike"
+    ):
         mix(batch)

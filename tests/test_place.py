@@ -17,7 +17,7 @@ from common import KINDS, Rng, assert_same, data_loader, each_kind, over, slow
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import grain_mix as gm
-from grain_mix import _mixing, _place
+from grain_mix import _plan, _run, _sharding
 
 COLLECTIVES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
@@ -123,9 +123,9 @@ def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(mode: str, rng: R
 def test_map_needs_no_communication(kind: str, rng: Rng) -> None:
     transform = KINDS[kind](num_classes=10, sharding=over(8))
     batch = make_batch(rng, 16)
-    programs = _mixing.programs_of(transform._mixer, batch)
-    program = programs.on_devices(_place.local_part(transform.sharding))
-    program = program.lower(programs.plan.inputs(batch)).compile().as_text()
+    plan = _plan.plan_of(transform._setup, batch)
+    program: Any = _run._on_devices(_sharding.local_part(transform.sharding))
+    program = program.lower(plan.mixing, plan.inputs(batch)).compile().as_text()
     assert "ENTRY" in program
     assert not re.findall(COLLECTIVES, program)
     assert "conditional" not in program  # platforms are told apart by the compiler
@@ -172,13 +172,12 @@ def test_mix_inside_a_users_program(
 
 def test_a_hundred_batches_compile_once(rng: Rng) -> None:
     sharding = over(4)
-    _mixing._programs.clear()  # or the oldest would make room
+    program: Any = _run._on_devices(_sharding.local_part(sharding))
+    before = program._cache_size()
     for _ in range(100):
         transform = gm.MixBatch(num_classes=9 + 1, prob=0.987, sharding=sharding)
         transform.map(make_batch(rng, 8))
-    assert len(_mixing._programs) == 1
-    programs = _mixing.programs_of(transform._mixer, make_batch(rng, 8))
-    assert programs.on_devices(_place.local_part(sharding))._cache_size() == 1
+    assert program._cache_size() == before + 1
 
 
 # --- in a loader, and errors ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ import grain
 from common import data_loader
 
 import grain_mix as gm
-from grain_mix import _calls
+from grain_mix import _guards
 
 PRIVATE = re.compile(r"_[a-z]\w*")
 PREFETCH = "grain._src.python.dataset.transformations.process_prefetch"
@@ -27,7 +27,7 @@ def workers_flag() -> Any:
 class InWorker(grain.transforms.Map):
     def map(self, element: Any) -> Any:
         name = multiprocessing.current_process().name
-        return name.startswith("grain-process-prefetch-"), workers_flag(), _calls.is_grain_worker()
+        return name.startswith("grain-process-prefetch-"), workers_flag(), _guards.is_grain_worker()
 
 
 def in_worker() -> Any:

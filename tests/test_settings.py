@@ -41,7 +41,8 @@ def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
 class Louder(gm.Target):
     """A kind of a user's own, which promotes as well."""
 
-    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
+    def mix(self, sources: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        own, partner = sources
         return own * draw.lam + partner * (1 - draw.lam) + np.arange(3)
 
 

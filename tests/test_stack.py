@@ -16,7 +16,7 @@ import pytest
 from common import Rng
 
 import grain_mix as gm
-from grain_mix import _place
+from grain_mix import _sharding
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -140,8 +140,8 @@ def test_memory_is_aligned_and_its_own(tmp_path: Path, rng: Rng) -> None:
         records = [{"a": image.astype(dtype)} for image in maps]
         stacked = gm.aligned_stack(records)["a"]
         assert stacked.ctypes.data % 64 == 0
-        assert _place.to_host({"a": stacked})["a"] is stacked
-        placed = jax.device_put(stacked, _place.host())  # as a jitted function takes it
+        assert _sharding.to_host({"a": stacked})["a"] is stacked
+        placed = jax.device_put(stacked, _sharding.host())  # as a jitted function takes it
         assert placed.unsafe_buffer_pointer() == stacked.ctypes.data
         assert not any(np.shares_memory(stacked, record["a"]) for record in records)
 

@@ -105,17 +105,18 @@ def test_a_further_image_may_have_no_channels(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "both", "a map of floats"])
-def test_own_weight_is_the_pixels_weight(name: str, rng: np.random.Generator) -> None:
+def test_weights_at_points_are_the_pixels_weights(name: str, rng: np.random.Generator) -> None:
     """Images of 1 with partners of 0 show each pixel's own weight."""
     transform, *_ = EVERY[name]
     batch = make_batch(rng, image=np.ones((SIZE, HEIGHT, WIDTH, 1), np.float32))
     batch["image"][1::2] = 0
     points = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1) + np.zeros((SIZE, 1, 1, 1))
     shown = dataclasses.replace(transform, label_key=None).map(batch)["image"][..., 0]
-    weight = transform.draw(batch["mix_seed"], batch["image"].shape).own_weight(
+    weights = transform.draw(batch["mix_seed"], batch["image"].shape).weights_at(
         points + rng.random() * 0.999  # which float32 does not round up to the next pixel
     )
-    np.testing.assert_allclose(shown[::2], weight[::2], atol=1e-6)
+    np.testing.assert_allclose(shown[::2], weights[::2, ..., 0], atol=1e-6)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,8 @@ class Own(gm.Target):
 
     function: Any = lambda own, draw: own
 
-    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
-        return self.function(own, draw)
+    def mix(self, sources: Any, draw: Any, space: Any) -> Any:
+        return self.function(sources[0], draw)
 
 
 IDLE: Any = dataclasses.make_dataclass("Idle", [], bases=(gm.Target,), frozen=True)
@@ -146,13 +147,13 @@ def test_a_users_own_kind_sees_32_bits(rng: np.random.Generator) -> None:
 def test_a_draw_has_no_box_under_some_transforms(rng: np.random.Generator) -> None:
     with pytest.raises(TypeError) as error:
         own(lambda own, draw: own * draw.box[0, 0]).map(make_batch(rng, age=rng.random(SIZE)))
-    assert "draw.own_weight(points) works under all" in "".join(error.value.__notes__)
+    assert "draw.weights_at(points) works under all" in "".join(error.value.__notes__)
 
 
 @pytest.mark.parametrize("sharding", [None, over(2)], ids=["a pair", "passed to devices"])
 def test_values_that_32_bits_do_not_tell_apart(sharding: Any, rng: np.random.Generator) -> None:
     """Seconds since 1970 differ by 128 in float32. Floats in general may be rounded."""
-    targets = {} if sharding else {"a": gm.Pair()}
+    targets = {} if sharding else {"a": gm.Stacked()}
     mix = of(gm.MixUpBatch(), targets, sharding=sharding)
     for values in (1.7e9 + np.arange(SIZE), 1.7e9 + rng.random(SIZE), np.full(SIZE, 2**40)):
         with pytest.raises(ValueError, match=r"'a' is .*32 tells apart.*jax_enable_x64"):
@@ -163,16 +164,16 @@ def test_values_that_32_bits_do_not_tell_apart(sharding: Any, rng: np.random.Gen
         assert mix.map(make_batch(rng, a=1.7e9 + np.arange(SIZE)))["a"].dtype == np.float64
 
 
-def own_weight(shape: tuple[int, ...]) -> Any:
+def weights_at(shape: tuple[int, ...]) -> Any:
     draw = CUT().draw(np.arange(SIZE, dtype=np.uint32), (SIZE, HEIGHT, WIDTH, 3))
-    return draw.own_weight(np.zeros(shape))
+    return draw.weights_at(np.zeros(shape))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: own_weight((SIZE, 5, 3)), r"Draw.own_weight: points is .*expected \[\.\.\., 2\]"),
-        (lambda: own_weight((5, 2)), "Draw.own_weight: .*draw of 8 records.*jax.vmap"),
+        (lambda: weights_at((SIZE, 5, 3)), r"Draw.weights_at: points is .*expected \[\.\.\., 2\]"),
+        (lambda: weights_at((5, 2)), "Draw.weights_at: .*draw of 8 records.*jax.vmap"),
         (lambda: gm.OneHot(10, 0.1), "OneHot: 2 parameters without a name.*smoothing"),
         (lambda: gm.OneHot(10, label_smoothing=0.1), "'label_smoothing'.*did you mean 'smoothing'"),
         # One suggestion, or none.
@@ -275,15 +276,21 @@ def test_integers_under_jit_are_said(rng: np.random.Generator) -> None:
     [
         ({"label_smoothing": 0.1, "label_key": None}, "label_smoothing=0.1 with label_key=None"),
         ({"num_classes": 3, "label_key": None}, "num_classes=3 with label_key=None"),
-        ({"num_classes": 3, "targets": {"map": gm.Pair()}}, "num_classes=3 with targets"),
+        ({"num_classes": 3, "targets": {"map": gm.Stacked()}}, "num_classes=3 with targets"),
         ({"label_smoothing": 0.1, "targets": {}}, "with targets.*gm.OneHot"),
-        ({"targets": {"map": gm.LabelMap(), "map_weight": gm.Pair()}}, "'map_weight' named twice"),
+        (
+            {"targets": {"map": gm.LabelMap(), "map_weight": gm.Stacked()}},
+            "'map_weight' named twice",
+        ),
         ({"targets": {"image": gm.ValueMap()}}, "'image' named twice, by image_key and targets"),
-        ({"targets": {"b": gm.Boxes("xyxy", masks="label"), "label": gm.Pair()}}, "'label' named"),
+        (
+            {"targets": {"b": gm.Boxes("xyxy", masks="label"), "label": gm.Stacked()}},
+            "'label' named",
+        ),
         ({"image_key": ("a", "a")}, "'a' named twice, in image_key"),
         ({"label_key": ("a", "b")}, "targets="),
         ({"num_classes": (3, None)}, "targets="),
-        ({"targets": {1: gm.Pair(), "1": gm.Pair()}}, "named twice"),
+        ({"targets": {1: gm.Stacked(), "1": gm.Stacked()}}, "named twice"),
         ({"mode": "pair", "partner_key": "other"}, "mode='pair' with partner_key"),
         ({"targets": {"a": gm.Target()}}, "frozen dataclass, which cannot change; decorate class"),
         ({"targets": {"a": Own([])}}, "no hash.*no lists"),
@@ -308,7 +315,7 @@ def test_targets_are_an_immutable_mapping() -> None:
     assert transform.targets != turned.targets
     assert dataclasses.replace(transform, alpha=0.3).targets == transform.targets
     assert pickle.loads(pickle.dumps(transform)) == transform
-    kinds["more"] = gm.Pair()
+    kinds["more"] = gm.Stacked()
     assert list(transform.targets) == ["label", "map"]
     with pytest.raises(TypeError):
         transform.targets["label"] = gm.Soft()
@@ -464,7 +471,7 @@ def test_known_answers() -> None:
         "label": gm.OneHot(4),
         "age": gm.Soft(),
         "map": gm.LabelMap(),
-        "caption": gm.Pair(),
+        "caption": gm.Stacked(),
         "boxes": gm.Boxes("xyxy"),
     }
     mix = gm.MixBatch(1.0, targets=targets)

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, PartitionSpec
 from programs import coins, fog, values
 
 import grain_mix as gm
-from grain_mix import _mixing
+from grain_mix import _run
 
 Lengths = tuple[int, ...]
 KINDS = {"bool": coins, "float": fog}
@@ -290,11 +290,11 @@ def test_copies_of_partials_share_a_program(rng: np.random.Generator) -> None:
     """A worker process unpickles a copy for each batch that it gets."""
     transform, batch = by_map(functools.partial(striped, 3), prob=0.9876), batch_of(rng)
     expected = transform.map(batch)["image"]
-    before = len(_mixing._programs)
+    before = _run._on_host()._cache_size()
     for _ in range(3):
         copy = pickle.loads(pickle.dumps(transform))
         np.testing.assert_array_equal(copy.map(batch)["image"], expected)
-    assert len(_mixing._programs) == before
+    assert _run._on_host()._cache_size() == before
     other = by_map(functools.partial(striped, 2), prob=0.9876)
     assert other != transform
     assert (other.map(batch)["image"] != expected).any()

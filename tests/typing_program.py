@@ -48,7 +48,7 @@ detection = gm.MixBatch(
     },
 )
 segmentation = gm.CutMixBatch(
-    targets={"mask": gm.LabelMap(), "depth": gm.ValueMap(axes=(1, 2)), "caption": gm.Pair()},
+    targets={"mask": gm.LabelMap(), "depth": gm.ValueMap(axes=(1, 2)), "caption": gm.Stacked()},
     label_key=None,
 )
 several = gm.MixUpBatch(
@@ -66,9 +66,10 @@ class Flags(gm.Target):
 
     adds = ("_weight",)
 
-    def mix(self, own: Any, partner: Any, draw: gm.Draw, space: gm.Space) -> Any:
+    def mix(self, sources: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        own, partner = sources
         """Both, weighted; `space.axes` are those of the box."""
-        return {"": own | partner, "_weight": draw.own_weight(np.zeros(2))}
+        return {"": own | partner, "_weight": draw.weights_at(np.zeros(2))}
 
 
 own_kind = gm.MixUpBatch(targets={"flags": Flags()}, label_key=None)

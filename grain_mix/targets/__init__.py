@@ -1,7 +1,7 @@
 """What a field says about the image: one class for each kind."""
 
 from grain_mix.targets._boxes import Boxes
-from grain_mix.targets._labels import MultiHot, OneHot, Pair, Soft, Sparse
+from grain_mix.targets._labels import MultiHot, OneHot, Soft, Sparse, Stacked
 from grain_mix.targets._maps import LabelMap, ValueMap
 from grain_mix.targets._target import Space, Target
 
@@ -10,10 +10,10 @@ __all__ = [
     "LabelMap",
     "MultiHot",
     "OneHot",
-    "Pair",
     "Soft",
     "Space",
     "Sparse",
+    "Stacked",
     "Target",
     "ValueMap",
 ]

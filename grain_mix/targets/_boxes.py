@@ -12,7 +12,7 @@ from grain_mix._dtypes import WIDE, check_copied, check_narrow, check_pixels, is
 from grain_mix._errors import describe, did_you_mean, explains_mistakes, fail, quote
 from grain_mix._fields import as_name
 from grain_mix._laws import check_number
-from grain_mix.targets._target import Space, Target
+from grain_mix.targets._target import Sources, Space, Target
 
 IN_PIXELS = ("xyxy", "yxyx", "xywh", "center_xywh")
 FORMATS = (*IN_PIXELS, *(f"rel_{name}" for name in IN_PIXELS))
@@ -154,14 +154,16 @@ class Boxes(Target):
         if str(boxes.dtype) in WIDE:
             check_narrow("Boxes", name, boxes)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the masks, which have rows first."""
+        return tuple(2 + int(k) for k in np.argsort(np.argsort(axes))) if key == self.masks else ()
+
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """Own boxes, then the partner's, with what is visible of each."""
-        own, partner = (side if self.reads else {"": side} for side in (own, partner))
+        own, partner = ({name: x.value for name, x in source.items()} for source in sources)
         size = np.array(self._size(space), np.float32)
         ours, theirs = (self._inside(side[""], size) for side in (own, partner))
-        weights, others = jnp.ones_like(draw.lam), jnp.zeros_like(draw.lam)
-        if draw.mixup_lam is not None:
-            weights, others = draw.mixup_lam, 1 - draw.mixup_lam
+        weights, others = draw.outside_box().T
         seen, remain = _visible(*theirs), _visible(*ours)
         if draw.box is not None:
             order = [int(k) for k in np.argsort(space.axes)]
@@ -311,8 +313,8 @@ def _joined(own: jax.Array, other: jax.Array) -> jax.Array:
 def _mix_masks(own: jax.Array, other: jax.Array, draw: Draw, space: Space) -> jax.Array:
     """`[B, 2N, H, W]`: 0 where own ones are covered, and where the partner's are not shown."""
     shown = jnp.zeros((len(own), 1, 1, 1), jnp.bool_)
-    if draw.mixup_lam is not None:
-        shown = (draw.mixup_lam < 1)[:, None, None, None]
+    if space.blends:
+        shown = (draw.outside_box()[:, 0] < 1)[:, None, None, None]
     if draw.box is not None:
         lines = []
         for k in np.argsort(space.axes):

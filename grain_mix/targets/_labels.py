@@ -1,12 +1,14 @@
 """Kinds that speak of the whole image, and so weigh as its pixels do."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grain_mix._arithmetic import rounded, weighted_mean
 from grain_mix._draw import Draw
 from grain_mix._dtypes import (
     WIDE,
@@ -18,10 +20,8 @@ from grain_mix._dtypes import (
     native_fix,
 )
 from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
-from grain_mix._formula import along
 from grain_mix._laws import check_number
-from grain_mix._weigh import weighted_mean
-from grain_mix.targets._target import Space, Target
+from grain_mix.targets._target import Sources, Space, Target, values
 
 MOST_CLASSES = 2**31 - 1  # as int32 counts them
 
@@ -57,11 +57,11 @@ class OneHot(Target):
         """Class ids in range."""
         check_ids("OneHot", name, array, self.num_classes, space)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """λ at the own class, 1-λ at the partner's."""
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """The share of each source at its class."""
         classes = jnp.arange(self.num_classes, dtype=jnp.int32)[None, :]
-        x, y = (ids.reshape(-1, 1).astype(jnp.int32) == classes for ids in (own, partner))
-        return smoothed(mean(x, y, draw), self.smoothing, self.num_classes)
+        ids = [x.reshape(-1, 1).astype(jnp.int32) for x in values(sources)]
+        return smoothed(mean([x == classes for x in ids], draw), self.smoothing, self.num_classes)
 
 
 @explains_mistakes
@@ -117,19 +117,20 @@ class MultiHot(Target):
             fix = "for numbers at each position use ValueMap, for class ids LabelMap"
             fail(ValueError, "MultiHot", came, "[B, K] where an image is cut", fix)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """The mean, or the larger."""
-        if self.union:
-            x, y = own.astype(jnp.float32), partner.astype(jnp.float32)
-            lam = along(draw.lam, x)
-            union = jnp.maximum(
-                jnp.where(lam > 0, x, np.float32(0)), jnp.where(lam < 1, y, np.float32(0))
-            )
-            # As in a mean, NaN tells of a weight map outside [0, 1].
-            mixed = jnp.where(jnp.isnan(lam), lam, union)
-        else:
-            mixed = mean(own, partner, draw)
-        return smoothed(mixed, self.smoothing, 2)
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """The mean, or the largest."""
+        xs = values(sources)
+        if not self.union:
+            return smoothed(mean(xs, draw), self.smoothing, 2)
+        shares = shares_along(draw, xs[0])
+        shown = [
+            jnp.where(w > 0, x.astype(jnp.float32), np.float32(0))
+            for x, w in zip(xs, shares, strict=True)
+        ]
+        # As in a mean, NaN tells of a weight map outside [0, 1].
+        is_wrong = jnp.isnan(shares[0])
+        union = jnp.where(is_wrong, shares[0], functools.reduce(jnp.maximum, shown))
+        return smoothed(union, self.smoothing, 2)
 
 
 @explains_mistakes
@@ -170,11 +171,10 @@ class Soft(Target):
             fix = "pass smoothing=0, or labels [B, K]; for class ids use OneHot"
             fail(ValueError, "Soft", came, "[B, K]", fix)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """The mean."""
-        return smoothed(
-            mean(own, partner, draw), self.smoothing, own.shape[-1] if self.smoothing else 1
-        )
+        mixed = mean(values(sources), draw)
+        return smoothed(mixed, self.smoothing, mixed.shape[-1] if self.smoothing else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,24 +260,24 @@ class Sparse(Target):
         """Class ids in range."""
         check_ids("Sparse", name, array, self.num_classes or MOST_CLASSES + 1, space)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """Both class ids, and their weights."""
-        own, partner = (ids.reshape(-1).astype(jnp.int32) for ids in (own, partner))
-        return Pair().mix_batch(own, partner, draw, space)
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """The class ids of all sources, and their shares."""
+        ids = [x.reshape(-1).astype(jnp.int32) for x in values(sources)]
+        return {"": jnp.stack(ids, axis=1), "_weight": draw.shares}
 
 
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
-class Pair(Target):
-    """Both values, with their weights: captions, token ids, sample weights, lengths.
+class Stacked(Target):
+    """The values of all sources, with their weights: captions, token ids, sample weights, lengths.
 
-    In: any numbers `[B, ...]`. Out: `[B, 2, ...]`, own and partner's, and `<name>_weight`
-    `float32 [B, 2]`, λ and 1-λ. JAX holds 64 bits in 32, unless x64 is on: floats are rounded
-    then, and values that would change or become equal are errors.
+    In: any numbers `[B, ...]`. Out: `[B, k, ...]`, the record's own first, and `<name>_weight`
+    `float32 [B, k]`, their shares: λ and 1-λ for a pair. JAX holds 64 bits in 32, unless x64 is on:
+    floats are rounded then, and values that would change or become equal are errors.
 
     >>> import grain_mix as gm
     >>> transform = gm.CutMixBatch(num_classes=10, minmax=(0.2, 0.8))
-    >>> transform = gm.CutMixBatch(targets={"label": gm.OneHot(10), "caption": gm.Pair()})
+    >>> transform = gm.CutMixBatch(targets={"label": gm.OneHot(10), "caption": gm.Stacked()})
     """
 
     adds: ClassVar[tuple[str, ...]] = ("_weight",)
@@ -285,20 +285,25 @@ class Pair(Target):
     def check(self, name: str, array: Any, space: Space) -> None:
         """Numbers that JAX holds."""
         if isinstance(array, np.ndarray):
-            check_narrow("Pair", name, array)
+            check_narrow("Stacked", name, array)
         else:
-            check_copied("Pair", name, array)
+            check_copied("Stacked", name, array)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """Both, and their weights."""
-        weights = jnp.stack([draw.lam, 1 - draw.lam], axis=1)
-        return {"": jnp.stack([own, partner], axis=1), "_weight": weights}
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """The values of all sources, and their shares."""
+        return {"": jnp.stack(values(sources), axis=1), "_weight": draw.shares}
 
 
-def mean(own: jax.Array, partner: jax.Array, draw: Draw) -> jax.Array:
-    """`λ·own + (1-λ)·partner` in `float32`."""
-    x, y = own.astype(jnp.float32), partner.astype(jnp.float32)
-    return weighted_mean(x, y, along(draw.lam, x))
+def shares_along(draw: Draw, x: jax.Array) -> list[jax.Array]:
+    """The share of each source, to broadcast against `x`."""
+    shape = -1, *[1] * (x.ndim - 1)
+    return [draw.shares[:, r].reshape(shape) for r in range(draw.shares.shape[1])]
+
+
+def mean(xs: list[jax.Array], draw: Draw) -> jax.Array:
+    """`Σ w_r·x_r` in `float32`, with the shares as weights."""
+    xs = [x.astype(jnp.float32) for x in xs]
+    return weighted_mean(xs, shares_along(draw, xs[0]), is_rounded=True)
 
 
 def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
@@ -309,7 +314,7 @@ def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
     """
     if not smoothing:
         return mixed
-    return mixed * np.float32(1 - smoothing) + np.float32(smoothing / classes)
+    return rounded(mixed * np.float32(1 - smoothing)) + np.float32(smoothing / classes)
 
 
 # --- checks -----------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._axes import as_axes, axes_in, front_axes
+from grain_mix._axes import as_axes, axes_in
+from grain_mix._blend import Weights, blend
 from grain_mix._draw import Draw
 from grain_mix._dtypes import check_pixels
-from grain_mix._errors import describe, explains_mistakes, fail
-from grain_mix._formula import blend
-from grain_mix.targets._target import Space, Target
+from grain_mix._errors import explains_mistakes, fail
+from grain_mix.targets._target import Sources, Space, Target, values
 
 
 @explains_mistakes
@@ -39,14 +39,19 @@ class ValueMap(Target):
     def check(self, name: str, array: Any, space: Space) -> None:
         """An image's dtype, and the image's lengths."""
         if not isinstance(array, np.ndarray):
-            averaged = space.blends or (space.map is not None and space.map != np.bool_)
-            check_pixels("ValueMap", name, array, averaged)
-            axes_like_image("ValueMap", name, array, self.axes, space)
+            check_pixels("ValueMap", name, array, space.averages)
+            space.axes_of("ValueMap", name, array, self.axes)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """As the image."""
-        axes = axes_like_image("ValueMap", "", own, self.axes, space)
-        return blend(own, draw.mixup_lam, draw.box, axes, weights=draw.weights, other=partner)
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the box."""
+        return axes_in(ndim, axes) if self.axes is None else self.axes
+
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """As the image, which is one of these."""
+        axes = space.axes_of("ValueMap", "", sources[0][""].array, self.axes)
+        shares = draw.outside_box() if space.blends else None
+        weights = Weights(shares, draw.box, draw.weights, draw.tiles, draw.shift)
+        return blend([source[""] for source in sources], weights, axes)
 
 
 @explains_mistakes
@@ -85,40 +90,21 @@ class LabelMap(Target):
         if isinstance(array, np.ndarray):
             return
         check_pixels("LabelMap", name, array, averaged=False)
-        axes_like_image("LabelMap", name, array, self.axes, space)
+        space.axes_of("LabelMap", name, array, self.axes)
         if space.map is not None and space.map != np.bool_:
             came = f"{name!r} with a weight_map that returns {space.map}"
             fix = "return bool, or use MixUpBatch, which keeps both maps with their weights"
             fail(TypeError, "LabelMap", came, "bool, since class ids have no mean", fix)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """Cut as the image is; where it may be blended, both."""
-        axes = axes_like_image("LabelMap", "", own, self.axes, space)
-        cut = blend(own, None, draw.box, axes, weights=draw.weights, other=partner)
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the box."""
+        return axes_in(ndim, axes) if self.axes is None else self.axes
+
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """Cut as the image is; where it may be blended, those of all sources."""
+        axes = space.axes_of("LabelMap", "", sources[0][""].array, self.axes)
+        weights = Weights(None, draw.box, draw.weights, draw.tiles, draw.shift)
+        cut = blend([source[""] for source in sources], weights, axes)
         if not space.blends:
             return cut
-        lam: Any = draw.mixup_lam  # which a transform that blends always has
-        weights = jnp.stack([lam, 1 - lam], axis=1)
-        return {"": jnp.stack([cut, partner], axis=1), "_weight": weights}
-
-
-def axes_like_image(
-    where: str, name: str, array: Any, axes: tuple[int, ...] | None, space: Space
-) -> tuple[int, ...]:
-    """The axes of the box in a field, which must be as long as the image there."""
-    if not space.parts_pixels:
-        return ()
-    ndim = len(array.shape)
-    if axes is None:
-        axes = axes_in(ndim, space.axes)
-    elif len(axes) != len(space.axes):
-        came = f"axes={axes} for {name!r}, beside an image with spatial_axes={space.axes}"
-        fail(ValueError, where, came, f"{len(space.axes)} axes, in the image's order", "name them")
-    if max(axes) < ndim:
-        axes = front_axes(where, "axes", axes, name, array.shape)
-    if tuple(array.shape[axis] if axis < ndim else None for axis in axes) != space.lengths:
-        came = f"{name!r} is {describe(array)}, with the box along its axes {axes}"
-        expected = f"the image's lengths there, {list(space.lengths)}"
-        fix = f"resize it to match, since both are cut alike, or say its axes, gm.{where}(axes=...)"
-        fail(ValueError, where, came, expected, fix)
-    return axes
+        return {"": jnp.stack([cut, *values(sources)[1:]], axis=1), "_weight": draw.outside_box()}

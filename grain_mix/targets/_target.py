@@ -1,15 +1,19 @@
 """What all kinds of targets have in common, those of the package and those of users."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._calls import jax_defaults
+from grain_mix._axes import axes_in, front_axes
 from grain_mix._draw import Draw
-from grain_mix._dtypes import check_copied, check_narrow, narrow_dtype
+from grain_mix._dtypes import check_copied, check_narrow
+from grain_mix._errors import describe, fail
+from grain_mix._guards import jax_defaults, narrowed
+from grain_mix._sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Space:
         blends: whether the class of the transform can blend by one weight, as MixUp does.
         cuts: whether it can cut a box.
         map: the dtype of its weight map, `bool` or a float; `None` if there is none.
+        sources: k, how many sources a record has.
     """
 
     axes: tuple[int, ...]
@@ -30,11 +35,51 @@ class Space:
     blends: bool
     cuts: bool
     map: np.dtype[Any] | None = None
+    sources: int = 2
 
     @property
     def parts_pixels(self) -> bool:
         """Whether pixels of one image may have different weights."""
         return self.cuts or self.map is not None
+
+    @property
+    def averages(self) -> bool:
+        """Whether a pixel may be a mean of two."""
+        return self.blends or (self.map is not None and self.map != np.bool_)
+
+    def axes_of(
+        self, caller: str, name: str, array: Any, axes: tuple[int, ...] | None, fix: str = ""
+    ) -> tuple[int, ...]:
+        """The axes of the box in a field `[B, ...]`, which must be as long as the image there.
+
+        Args:
+            caller: the kind or the transform, for errors.
+            name: the field's.
+            array: the field, or its shape and dtype.
+            axes: as the user said them. `None`: the image's own, or 1 to n in a field of n+1 axes,
+                such as a label map `[B, H, W]` beside an image `[B, C, H, W]`.
+            fix: what to do where lengths differ.
+        """
+        if not self.parts_pixels:
+            return ()
+        ndim = len(array.shape)
+        if axes is None:
+            axes = axes_in(ndim, self.axes)
+        elif len(axes) != len(self.axes):
+            came = f"axes={axes} for {name!r}, beside an image with spatial_axes={self.axes}"
+            expected = f"{len(self.axes)} axes, in the image's order"
+            fail(ValueError, caller, came, expected, "name them")
+        if max(axes) < ndim:
+            axes = front_axes(caller, "axes", axes, name, array.shape)
+        if tuple(array.shape[axis] if axis < ndim else None for axis in axes) != self.lengths:
+            came = f"{name!r} is {describe(array)}, with the box along its axes {axes}"
+            expected = f"the image's lengths there, {list(self.lengths)}"
+            default = "resize it to match, since both are cut alike, or say its axes, "
+            fail(ValueError, caller, came, expected, fix or f"{default}gm.{caller}(axes=...)")
+        return axes
+
+
+Sources = Sequence[Mapping[str, Source]]  # for each source the field, and what the kind reads
 
 
 class Target:
@@ -47,7 +92,7 @@ class Target:
     Attributes:
         adds: the endings that it may add to the field's name, such as `("_weight",)`.
         reads: names of further fields that it mixes, counted from the batch's root. Where there are
-            any, `own`, `partner` and the result are dicts: the field itself under `""`, the
+            any, the sources and the result are dicts: the field itself under `""`, the
             others under their names.
         positions: whether it needs the axes of space, which then must be known.
 
@@ -57,7 +102,8 @@ class Target:
     >>> @dataclasses.dataclass(frozen=True)
     ... class Loudest(gm.Target):
     ...     "A number of which the larger one counts."
-    ...     def mix(self, own, partner, draw, space):
+    ...     def mix(self, sources, draw, space):
+    ...         own, partner = sources
     ...         return jnp.where(draw.lam == 1, own, jnp.maximum(own, partner))
     >>> batch = {
     ...     "image": np.zeros((2, 16000), np.float32),
@@ -72,13 +118,13 @@ class Target:
     reads: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[bool] = False
 
-    def mix(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """Mixes the field of one record with its partner's.
+    def mix(self, sources: Any, draw: Draw, space: Space) -> Any:
+        """Mixes the field of one record with those of its other sources.
 
         Args:
-            own: the record's value `[...]`, without the batch axis. With `reads`, a dict.
-            partner: the partner's, of the same shape and dtype.
-            draw: the record's `Draw`: `lam` is a scalar, `box` `[n, 2]`.
+            sources: a tuple of the k sources' values `[...]`, without the batch axis, the record's
+                own first: `own, partner = sources` for pairs. With `reads`, of dicts.
+            draw: the record's `Draw`: `shares` is `[k]`, `box` `[n, 2]`.
             space: the axes of the box in the first image, and its lengths there.
 
         Returns:
@@ -108,18 +154,25 @@ class Target:
                     check_copied(where, other or name, value)
         self.check(name, fields[""], space)
 
-    def mix_batch(self, own: Any, partner: Any, draw: Draw, space: Space) -> Any:
-        """Mixes the fields of all records, `[B, ...]`, with those of their partners."""
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes along which a field of `ndim` axes must be as long as the image along `axes`.
 
-        def one(own: Any, partner: Any, draw: Draw) -> Any:
+        `key` is `""` for the field itself, else the name of what is read.
+        """
+        return ()
+
+    def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
+        """Mixes the fields of all records: for each source a dict, the field itself under `""`."""
+
+        def one(fields: Any, draw: Draw) -> Any:
             with jax_defaults():
-                own, partner = jax.tree.map(_narrow, (own, partner))
-                return jax.tree.map(jnp.asarray, self.mix(own, partner, draw, space))
+                fields = jax.tree.map(narrowed, fields)
+                return jax.tree.map(jnp.asarray, self.mix(fields, draw, space))
 
-        return jax.vmap(one)(own, partner, draw)
+        fields = tuple({name: x.value for name, x in source.items()} for source in sources)
+        return jax.vmap(one)(fields if self.reads else tuple(x[""] for x in fields), draw)
 
 
-def _narrow(x: jax.Array) -> jax.Array:
-    """What `mix` gets with x64 too: JAX's own settings know 32 bits."""
-    dtype = narrow_dtype(x.dtype)
-    return x if x.dtype == dtype else x.astype(dtype)
+def values(sources: Sources) -> list[jax.Array]:
+    """The field itself, of each source."""
+    return [source[""].value for source in sources]

@@ -1,7 +1,7 @@
 """What surrounds each of our calls into JAX: platforms, settings, no mesh, a Python that stays.
 
 The state of the package that is global to a process is here, the calls in progress and whether
-Python is ending, and in `_mixing`, the compiled programs. While the end waits for calls, Ctrl-C
+Python is ending, and in `_plan`, the last plans. While the end waits for calls, Ctrl-C
 does nothing.
 """
 
@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+
+from grain_mix._dtypes import narrow_dtype
 
 PATIENCE = 20.0  # seconds that the end of Python waits for calls in progress
 GRACE = 0.5  # seconds that it waits for the threads that made them
@@ -148,6 +150,7 @@ def _settings() -> contextlib.AbstractContextManager[Any]:
             config.jax_transfer_guard,
             config.jax_transfer_guard_host_to_device,
             config.jax_transfer_guard_device_to_host,
+            config.jax_transfer_guard_device_to_device,
         )
     ):
         contexts.append(jax.transfer_guard("allow"))
@@ -175,3 +178,9 @@ def jax_defaults() -> contextlib.AbstractContextManager[Any]:
     ):
         stack.enter_context(context)
     return stack
+
+
+def narrowed(x: jax.Array) -> jax.Array:
+    """What a user's function gets with x64 too: JAX's own settings know 32 bits."""
+    dtype = narrow_dtype(x.dtype)
+    return x if x.dtype == dtype else x.astype(dtype)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from grain_mix._dtypes import check_narrow, native_fix
 from grain_mix._errors import describe, fail, is_array, quote
 from grain_mix._fields import check_array
-from grain_mix._stack import ALIGNMENT, aligned_empty
+from grain_mix._memory import ALIGNMENT, aligned_empty
 
 SMALL = 1 << 25  # bytes that XLA copies faster itself: below, glibc keeps memory that is freed
 
@@ -117,6 +117,11 @@ def to_program(sharding: Sharding, arrays: Any) -> Any:
     return arrays
 
 
+def global_rows(sharding: Sharding, local: int) -> int:
+    """How many records all hosts have together, where this one has so many."""
+    return local // local_slices(sharding) * _slice_count(sharding)
+
+
 def typed(sharding: NamedSharding, arrays: Any) -> Any:
     """What a program was given for a sharding, whose Explicit axes JAX wants in its type, too."""
     if AxisType.Explicit not in sharding.mesh.axis_types:
@@ -128,7 +133,7 @@ def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
     """One array over all hosts, made of the parts that lie on this one's devices already."""
     if local.sharding == sharding:
         return local
-    rows = local.shape[0] // local_slices(sharding) * _slice_count(sharding)
+    rows = global_rows(sharding, local.shape[0])
     parts = [shard.data for shard in local.addressable_shards]
     return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)
 
@@ -170,7 +175,7 @@ def _explicit(x: jax.Array) -> NamedSharding | None:
     return sharding if any(sharding.spec) else None
 
 
-# --- checks -----------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------
 
 
 def check_sharding(where: str, field: str, sharding: Any) -> Sharding:
@@ -217,21 +222,13 @@ def refuse_pickling(where: str) -> None:
     fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
 
 
-def check_pairs(where: str, size: int, slices: int) -> None:
-    """Checks that no pair would be split between two slices of a batch."""
-    if slices > 1 and size % (2 * slices):
+def check_groups(caller: str, size: int, slices: int, k: int) -> None:
+    """Checks that a batch can be cut into slices of one size, and no group of k records with it."""
+    if slices > 1 and size % (k * slices):
         came = f"a batch of {size} records in {slices} slices"
         fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
-        expected = f"a multiple of {2 * slices}, which keeps pairs whole"
-        fail(ValueError, where, came, expected, fix)
-
-
-def check_slices(where: str, size: int, slices: int) -> None:
-    """Checks that a batch can be cut into slices of one size."""
-    if size % slices:
-        came = f"a batch of {size} records in {slices} slices"
-        fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
-        fail(ValueError, where, came, f"a multiple of {slices}", fix)
+        whole = {1: "", 2: ", which keeps pairs whole"}.get(k, f", which keeps groups of {k} whole")
+        fail(ValueError, caller, came, f"a multiple of {k * slices}{whole}", fix)
 
 
 def check_placeable(where: str, key: str, value: Any, size: int) -> None:

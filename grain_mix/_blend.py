@@ -1,0 +1,325 @@
+"""The formula: each pixel of the mixed image is a weighted mean of its sources' pixels.
+
+    out(p) = Σ w_r(p) · x_r(p - shift_r)
+
+MixUp         w is one number for each source        https://arxiv.org/abs/1710.09412
+CutMix        w is 1 for the partner inside its box  https://arxiv.org/abs/1905.04899
+Mosaic        w is 1 for the source of the tile
+a weight map  w is given for each pixel
+
+`blend` is the only place where a platform gets a program of its own. Each gives the same bits, but
+for floats that a map of floats weighs: there the last bit may differ between platforms.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grain_mix import _arithmetic, _packed
+from grain_mix._move import turned, turned_by_product
+from grain_mix._sources import (
+    Source,
+    can_be_product,
+    gathered,
+    rearranged,
+    rearranged_by_product,
+)
+
+LONGEST_ROW = 2**31 - 1  # entries in a row whose positions an int32 can count
+Axes = tuple[int, ...]
+
+
+class Weights(NamedTuple):
+    """How much of each of the k sources a pixel shows: `None` for what is not used.
+
+    Attributes:
+        shares: `float32 [B, k]`, of all pixels but those in the box; `None`: the first source's.
+        box: `int32 [B, n, 2]`, inside which the second source is shown.
+        map: `[B, *lengths]`, `bool` or `float32` in units of 2⁻²⁴: the weights of the first source
+            and, what they leave, of the second, in the place of shares and box.
+        tiles: `int32 [B, k, n, 2]`, where each source is shown, in the place of all others.
+        shift: `int32 [B, k, n]`, how far each source is moved. Modulo the image's lengths it is the
+            same for all of them.
+    """
+
+    shares: Any = None
+    box: Any = None
+    map: Any = None
+    tiles: Any = None
+    shift: Any = None
+
+
+def blend(sources: Sequence[Source], weights: Weights, axes: Axes = ()) -> jax.Array:
+    """The mixed field `[B, ...]`, where a box or a map spans these axes of it."""
+    x: jax.Array = sources[0].array
+    if all(weight is None for weight in weights) or 0 in x.shape:
+        return x
+    if len(x) == 1 and all(source.array is x for source in sources):
+        return x  # its own partner; weights that add up to 1 could still round
+    if x.ndim == 1:
+        sources = [Source(source.array[:, None], source.order) for source in sources]
+        column: jax.Array = blend(sources, weights)[:, 0]
+        return column
+    if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
+        return mixed_in(Rows(axes), sources, weights)
+    programs = {"cpu": Rows(axes, on_cpu=True), "cuda": Words(axes), "rocm": Words(axes)}
+    programs |= {"tpu": Pixels(axes), "default": Rows(axes)}
+    mixed: jax.Array = jax.lax.platform_dependent(
+        tuple(sources),
+        weights,
+        **{name: functools.partial(mixed_in, form) for name, form in programs.items()},
+    )
+    return mixed
+
+
+def mixed_in(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    """The formula, in the form that images have for one platform."""
+    form = form.fit(sources[0].array, weights)
+    if form.moves_bits:
+        return _mixed_bits(form, tuple(sources), weights)
+    return _mixed(form, sources, weights)
+
+
+def _mixed(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    shape = sources[0].array.shape
+    if weights.tiles is not None and form.on_cpu:
+        return form.unshaped(_side_by_side(form, sources, weights), shape)
+    own, *others = (form.rearranged(form.shaped(s.array), s.order) for s in sources)
+    if weights.map is not None:
+        # `own` is first in a mean, and where the map is true.
+        spread = form.spread(weights.map, form.entries(own.shape))
+        if spread.dtype == jnp.bool_:
+            mixed = _arithmetic.select(form.mask(~spread, own), others[0], own)
+        else:
+            mixed = form.mean([own, *others], [spread, 1 - spread])
+        return form.unshaped(mixed, shape)
+    mixed = own
+    if weights.tiles is not None:
+        # Chosen where its pixels come from, and then all are moved at once.
+        tiles = weights.tiles - weights.shift[..., None]
+        for r, other in enumerate(others, 1):
+            mixed = form.boxed(tiles[:, r], other, mixed)
+        return form.turned(form.unshaped(mixed, shape), weights.shift[:, 0])
+    if weights.shares is not None:
+        mixed = form.mean(
+            [own, *others], [_column(weights.shares[:, r], own) for r in range(1 + len(others))]
+        )
+    if weights.box is not None:
+        mixed = form.boxed(weights.box, others[0], mixed)
+    return form.unshaped(mixed, shape)
+
+
+def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    """A mosaic on CPUs: of four images side by side, each mixed image is one slice.
+
+    Its window is `L - centre` from the start, where the near images are.
+    """
+    table, index = gathered(sources)
+    rows, axes = form.shaped(table), sorted(form.axes)
+    lengths = np.array([table.shape[axis] for axis in form.axes], np.int32)
+    shift = weights.shift[:, 0]
+    is_far = shift > 0  # the record's own; an unmixed one is near, with the centre at the end
+    start = lengths - jnp.where(is_far, shift, shift + lengths)
+    bits = is_far.astype(jnp.int32)
+    corners = [(bits[:, 0] ^ (q >> 1)) * 2 + (bits[:, 1] ^ (q & 1)) for q in range(4)]
+    records = jnp.take_along_axis(index, jnp.stack(corners, axis=1), axis=1)
+    shape = rows.shape[1:]
+    width = [form.width if axis == max(axes) else 1 for axis in form.axes]
+
+    def one(record: jax.Array, start: jax.Array) -> jax.Array:
+        four = [jax.lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in record]
+        first, second = (axis - 1 for axis in form.axes)
+        halves = [jnp.concatenate(four[k : k + 2], axis=second) for k in (0, 2)]
+        starts: list[Any] = [np.int32(0)] * len(shape)
+        starts[first], starts[second] = start[0] * width[0], start[1] * width[1]
+        return jax.lax.dynamic_slice(jnp.concatenate(halves, axis=first), starts, shape)
+
+    mixed: jax.Array = jax.lax.map(lambda each: one(*each), (records, start))
+    return mixed
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mixed_bits(form: "Rows", sources: Any, weights: Weights) -> jax.Array:
+    """The same, with tangents that are those of floats."""
+    return _mixed(form, sources, weights)
+
+
+@_mixed_bits.defjvp
+def _tangents(form: "Rows", primals: Any, tangents: Any) -> Any:
+    floats = functools.partial(_mixed, Rows(form.axes, width=form.width, merged=form.merged))
+    return _mixed_bits(form, *primals), jax.jvp(floats, primals, tangents)[1]
+
+
+# --- the three forms: rows, words, pixels --------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """With what comes after the last spatial axis merged into it.
+
+    So compilers vectorise over a whole row and not over three channels.
+
+    Attributes:
+        axes: those of the box, in the image.
+        on_cpu: whether this is for CPUs.
+        merged: the first axis that is merged.
+        width: how many entries of a row make up one pixel.
+        dtype: the floats of 16 bits whose bits are moved as integers, else `None`.
+    """
+
+    axes: Axes
+    on_cpu: bool = False
+    merged: int = 1
+    width: int = 1
+    dtype: Any = None
+
+    def fit(self, x: jax.Array, weights: Weights) -> "Rows":
+        """The form for images like this one."""
+        has_axes = any(x is not None for x in (weights.box, weights.map, weights.tiles))
+        last = max(self.axes) if has_axes else 1
+        merged = last if not has_axes or math.prod(x.shape[last:]) <= LONGEST_ROW else last + 1
+        width = math.prod(x.shape[last + 1 :]) if has_axes and merged == last else 1
+        # Workaround for JAX 0.8 to 0.10: for CPUs, XLA widens floats of 16 bits to move them, and
+        # so changes the bits of a NaN.
+        is_half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2
+        dtype = jnp.dtype(x.dtype) if is_half else None
+        return dataclasses.replace(self, merged=merged, width=width, dtype=dtype)
+
+    @property
+    def moves_bits(self) -> bool:
+        """Whether floats are moved as integers, of which JAX knows no tangents."""
+        return self.dtype is not None
+
+    def shaped(self, x: jax.Array) -> jax.Array:
+        """An image in this form."""
+        rows = x.reshape(*x.shape[: self.merged], math.prod(x.shape[self.merged :]))
+        return rows if self.dtype is None else jax.lax.bitcast_convert_type(rows, jnp.uint16)
+
+    def unshaped(self, mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The image again, of this shape."""
+        if self.dtype is not None:
+            mixed = jax.lax.bitcast_convert_type(mixed, self.dtype)
+        return mixed.reshape(shape)
+
+    def entries(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in this form, counted in entries."""
+        return shape
+
+    def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
+        """The records in another order."""
+        return rearranged(x, order)
+
+    def turned(self, x: jax.Array, shift: jax.Array) -> jax.Array:
+        """An image, moved along its axes; what leaves it on one side comes back on the other."""
+        return turned(x, shift, self.axes)
+
+    def mean(self, xs: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
+        """The weighted mean."""
+        return _arithmetic.weighted_mean(xs, weights, self.dtype, in_16_bits=self.on_cpu)
+
+    def mask(self, mask: jax.Array, x: jax.Array) -> jax.Array:
+        """A mask as is best to select `x` by: bytes are chosen bit by bit."""
+        return _as_bits(mask, x.dtype) if x.dtype in (jnp.uint8, jnp.int8) else mask
+
+    def boxed(self, box: jax.Array, inside: jax.Array, outside: jax.Array) -> jax.Array:
+        """One image inside the box, the other outside."""
+        masks = [self.mask(mask, inside) for mask in _lines(box, self, self.entries(inside.shape))]
+        if self.on_cpu:
+            # Workaround for JAX 0.8 to 0.12: XLA's CPU compiler would repeat the comparison for
+            # each pixel of the image, which takes longer than the rest.
+            masks = [jax.lax.optimization_barrier(mask) for mask in masks]
+        return _arithmetic.select(functools.reduce(jnp.bitwise_and, masks), inside, outside)
+
+    def spread(self, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A map `[B, *lengths]`, its axes in the order of the image's, to broadcast against it."""
+        turned = weights.transpose(0, *(1 + int(k) for k in np.argsort(self.axes)))
+        if self.width > 1:
+            turned = jnp.repeat(turned, self.width, axis=-1)
+        line = [1] * len(shape)
+        for axis, length in zip((0, *sorted(self.axes)), turned.shape, strict=True):
+            line[axis] = length
+        return turned.reshape(line)
+
+
+class Words(Rows):
+    """Rows of narrow dtypes as words of 32 bits, for GPUs, where they are whole words."""
+
+    def fit(self, x: jax.Array, weights: Weights) -> Rows:
+        """The form for images like this one."""
+        rows = super().fit(x, weights)
+        by_floats = weights.map is not None and weights.map.dtype != jnp.bool_
+        row = jax.ShapeDtypeStruct((math.prod(x.shape[rows.merged :]),), x.dtype)
+        if by_floats or not _packed.can_pack(row):  # a word has several weights, or there are none
+            return Rows(rows.axes, merged=rows.merged, width=rows.width, dtype=rows.dtype)
+        return dataclasses.replace(rows, dtype=jnp.dtype(x.dtype))
+
+    def shaped(self, x: jax.Array) -> jax.Array:
+        return _packed.pack(x.reshape(*x.shape[: self.merged], -1))
+
+    def unshaped(self, mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return _packed.unpack(mixed, self.dtype).reshape(shape)
+
+    def mean(self, xs: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
+        return _packed.weighted_mean(xs, weights, self.dtype)
+
+    def mask(self, mask: jax.Array, x: jax.Array) -> jax.Array:
+        if mask.shape[-1] == 1:
+            return _as_bits(mask, jnp.uint32)
+        return _packed.pack(_as_bits(mask, jnp.dtype(f"uint{8 * self.dtype.itemsize}")))
+
+    def entries(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], shape[-1] * 4 // self.dtype.itemsize)
+
+
+class Pixels(Rows):
+    """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
+
+    def fit(self, x: jax.Array, weights: Weights) -> Rows:
+        return self
+
+    def shaped(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def unshaped(self, mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return mixed
+
+    def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
+        by_product = can_be_product(x, order)
+        return rearranged_by_product(x, order) if by_product else rearranged(x, order)
+
+    def turned(self, x: jax.Array, shift: jax.Array) -> jax.Array:
+        return turned_by_product(x, shift, self.axes)
+
+    def boxed(self, box: jax.Array, inside: jax.Array, outside: jax.Array) -> jax.Array:
+        # One mask after another, or a map of all pixels would be kept for their conjunction.
+        for mask in _lines(box, self, inside.shape):
+            inside = _arithmetic.select(mask, inside, outside)
+        return inside
+
+
+def _column(weights: jax.Array, x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """`[B]` as `[B, 1, ...]`, to broadcast against `x`."""
+    return weights.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _lines(box: jax.Array, form: Rows, shape: tuple[int, ...]) -> list[jax.Array]:
+    """For each spatial axis a mask `bool [B, 1, ..., length, ..., 1]`: start ≤ position < stop."""
+    masks = []
+    for k, axis in enumerate(form.axes):
+        bounds = box[:, k] * (form.width if axis == max(form.axes) else 1)
+        start, stop = (_column(bound, jax.ShapeDtypeStruct(shape, bool)) for bound in bounds.T)
+        line = [length if i == axis else 1 for i, length in enumerate(shape)]
+        position = jax.lax.broadcasted_iota(jnp.int32, line, axis)
+        masks.append((start <= position) & (position < stop))
+    return masks
+
+
+def _as_bits(mask: jax.Array, dtype: Any) -> jax.Array:
+    """All bits set where the mask is true, else none."""
+    return jnp.where(mask, np.array(-1).astype(dtype), np.array(0, dtype))
