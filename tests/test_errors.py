@@ -168,6 +168,7 @@ def test_call(error: type[Exception], message: str, function: Callable[[], Any])
 
 MIX = gm.MixBatch(num_classes=3)
 SPARSE = gm.MixUpBatch(targets={"label": gm.Sparse()})
+MANY = gm.MixUpBatch(num_classes=70_000)  # more than int16 counts
 MASKED = gm.CutMixBatch(targets={"label": gm.OneHot(3), "mask": gm.LabelMap()})
 PADDED, ONES = gm.MixUpBatch(num_classes=3, valid_key="valid"), np.ones(4, np.int32)
 RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
@@ -185,6 +186,10 @@ def batch(drop: str | None = None, **changes: Any) -> dict[str, Any]:
 
 def label(*values: Any) -> dict[str, Any]:
     return batch(label=np.array(values))
+
+
+def narrow(dtype: str, first: int) -> dict[str, Any]:
+    return batch(label=np.array([first, 1, 2, 0], dtype))
 
 
 def zeros(field: str, dtype: str, *shape: int) -> dict[str, Any]:
@@ -237,6 +242,8 @@ BATCHES = [
     case(ValueError, "'label' from -1 to 2 … 0 <= label … -1?", MIX, label(0, -1, 2, 0)),
     case(ValueError, "'label' from -2 to 2 … 0 <= label … -1?", SPARSE, label(0, -2, 2, 0)),
     case(ValueError, "'label' from 0 to 2147483648 … fix", SPARSE, label(0, 1, 2, 2**31)),
+    case(ValueError, "'label' from -1 to 2 … 0 <= label < 70000", MANY, narrow("int16", -1)),
+    case(ValueError, "'label' from -128 to 2 … fix", SPARSE, narrow("int8", -128)),
     case(TypeError, "'label' is float64 [4, 5] … leave num_classes out", CUTMIX, ROWS),
     case(ValueError, "'label' from 0 to 3 … 0 <= label < 3", MIX, label([0], [1], [2], [3])),
     case(ValueError, "'label' is int64 [4, 1] … num_classes=K", gm.MixUpBatch(), ONE_EACH),
@@ -285,10 +292,11 @@ def test_batch(
     assert repr(fields) == repr(before)
 
 
-@pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX, SPARSE])
+@pytest.mark.parametrize("transform", [MIXUP, CUTMIX, MIX, SPARSE, MANY])
 def test_batch_without_changes_is_good(transform: Any) -> None:
     # Or else a case above might fail for a reason that it does not name.
     assert transform.map(batch())["label"].shape[0] == 4
+    assert transform.map(narrow("int8", 0))["label"].shape[0] == 4
 
 
 def test_shapes_are_checked_under_jit() -> None:

@@ -155,11 +155,20 @@ def test_values_that_32_bits_do_not_tell_apart(sharding: Any, rng: np.random.Gen
     """Seconds since 1970 differ by 128 in float32. Floats in general may be rounded."""
     targets = {} if sharding else {"a": gm.Stacked()}
     mix = of(gm.MixUpBatch(), targets, sharding=sharding)
-    for values in (1.7e9 + np.arange(SIZE), 1.7e9 + rng.random(SIZE), np.full(SIZE, 2**40)):
+    moments = np.append([1700000000.5, 1700000040.25], np.zeros(SIZE - 2))
+    for values in (
+        1.7e9 + np.arange(SIZE),
+        1.7e9 + rng.random(SIZE),
+        1.7e9 + 3600 * rng.random((SIZE, 300, 100)),
+        moments,
+        np.full(SIZE, 2**40),
+        np.append(np.zeros(SIZE - 1), 1e300),
+    ):
         with pytest.raises(ValueError, match=r"'a' is .*32 tells apart.*jax_enable_x64"):
             mix.map(make_batch(rng, a=values))
-    mixed = mix.map(make_batch(rng, a=rng.normal(size=(SIZE, 1000))))
-    assert mixed["a"].dtype == np.float32
+    noise = np.array([0.1 + 0.2, 0.3]).repeat(SIZE // 2)  # of float64's own rounding
+    for values in (rng.normal(size=(SIZE, 1000)), 1 + rng.random((SIZE, 100, 100)), noise):
+        assert mix.map(make_batch(rng, a=values))["a"].dtype == np.float32
     with jax.enable_x64(True):
         assert mix.map(make_batch(rng, a=1.7e9 + np.arange(SIZE)))["a"].dtype == np.float64
 

@@ -13,7 +13,7 @@ from grain_mix._draw import Draw
 from grain_mix._dtypes import (
     WIDE,
     check_copied,
-    check_limits,
+    check_finite,
     check_narrow,
     is_float,
     is_integer,
@@ -157,7 +157,7 @@ class Soft(Target):
         """Floats."""
         if isinstance(array, np.ndarray):
             if str(array.dtype) in WIDE:
-                check_limits("Soft", name, array, float(np.finfo(np.float32).max))
+                check_finite("Soft", name, array)
             return
         check_numbers("Soft", name, array)
         came = f"{name!r} is {describe(array)}"
@@ -344,8 +344,9 @@ def check_numbers(where: str, name: str, array: Any) -> None:
 def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> None:
     """Checks that a label holds class ids, from 0 to below `count`."""
     if isinstance(array, np.ndarray):
-        # As unsigned, so that one pass tells of negative ones too.
-        if array.view(f"u{array.dtype.itemsize}").max() < count:
+        # As unsigned, so that one pass tells of negative ones too, which are beyond all others.
+        beyond = min(count, np.iinfo(array.dtype).max + 1)
+        if array.view(f"u{array.dtype.itemsize}").max() < beyond:
             return
         fix = "raise num_classes, or fix the labels (counted from 1? missing ones marked -1?)"
         came = f"{name!r} from {array.min()} to {array.max()}"
