@@ -23,7 +23,7 @@ The modules, in the order in which a batch meets them:
 
 from grain_mix._draw import Draw
 from grain_mix._functions import cutmix, mixup
-from grain_mix._laws import Beta
+from grain_mix._laws import Beta, Larger, Law, Uniform
 from grain_mix._loader import LoaderDataset
 from grain_mix._memory import aligned_stack
 from grain_mix._sampler import PairedSampler
@@ -49,6 +49,8 @@ __all__ = [
     "CutMixBatch",
     "Draw",
     "LabelMap",
+    "Larger",
+    "Law",
     "LoaderDataset",
     "MixBatch",
     "MixUpBatch",
@@ -62,6 +64,7 @@ __all__ = [
     "Sparse",
     "Stacked",
     "Target",
+    "Uniform",
     "ValueMap",
     "WeightMapMixBatch",
     "__version__",

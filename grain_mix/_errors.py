@@ -42,14 +42,6 @@ def quote(value: Any) -> str:
     return text if len(text) < 500 else f"{text[:500]}..."
 
 
-def check_hash(where: str, came: str, value: Any, expected: str, fix: str) -> None:
-    """Checks that a part of a transform has a hash, by which programs are kept."""
-    try:
-        hash(value)
-    except TypeError:
-        fail(TypeError, where, f"{came}, which has no hash", expected, fix)
-
-
 def did_you_mean(word: Any, words: Iterable[Any]) -> str:
     """`"did you mean 'image'? "` if one of the words is close, else `""`."""
     near = difflib.get_close_matches(str(word), [str(other) for other in words], n=1)

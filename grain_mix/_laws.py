@@ -4,23 +4,66 @@ import dataclasses
 import functools
 import math
 import numbers
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._errors import explains_mistakes, fail, quote
+from grain_mix._errors import describe, explains_mistakes, fail, quote
 from grain_mix._fixed_point import ONE
+from grain_mix._identity import check_frozen, identity
+
+# Not to 0 and 1, where a large α would make outliers of a first cell that spans half of all λ.
+POINTS = np.clip(np.arange(4097) / 4096, 2.0**-14, 1 - 2.0**-14)
+
+
+class Law:
+    """The law of λ, the record's own weight: the base class of all laws, and of your own.
+
+    A law of your own is a subclass, decorated as `@dataclasses.dataclass(frozen=True)`, with a
+    method `quantile`. It takes the place of any `alpha`. For CutMix it is the law before the box is
+    rounded and clipped.
+
+    Raises:
+        TypeError: when the transform is made, if the class is no frozen dataclass, or if its fields
+            have no hash or hide something from it.
+        ValueError: when the transform is made, if quantiles fall, or are not from 0 to 1.
+
+    >>> import dataclasses
+    >>> import grain_mix as gm
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Power(gm.Law):
+    ...     "λ^n is uniform."
+    ...     n: float
+    ...     def quantile(self, p):
+    ...         return p ** (1 / self.n)
+    >>> seeds = np.arange(4000, dtype=np.uint32)
+    >>> lam = gm.MixUpBatch(Power(3), label_key=None).draw(seeds, (4000, 16000)).lam
+    >>> round(float(lam.mean()), 2)
+    0.75
+    """
+
+    def quantile(self, p: np.ndarray) -> np.ndarray:
+        """The λ that are not exceeded with these probabilities.
+
+        Args:
+            p: NumPy `float64 [4097]`, from 2⁻¹⁴ to 1 - 2⁻¹⁴.
+
+        Returns:
+            NumPy floats of the same shape, from 0 to 1, which do not fall. They are rounded to
+            multiples of 2⁻²⁴, once; between them λ is linear.
+        """
+        raise NotImplementedError
 
 
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
-class Beta:
-    """λ ~ Beta(a, b), the law of a record's own weight, in the place of an `alpha`.
+class Beta(Law):
+    """λ ~ Beta(a, b).
 
-    The mean of λ is a / (a + b). `Beta(a, a)` draws the same bits as `alpha=a`. For CutMix it is
-    the law before the box is rounded and clipped.
+    The mean of λ is a / (a + b). `Beta(a, a)` draws the same bits as `alpha=a`.
 
     Args:
         a: above 0. Larger: more of the record itself.
@@ -43,6 +86,89 @@ class Beta:
         for field in ("a", "b"):
             object.__setattr__(self, field, check_number("Beta", field, getattr(self, field)))
 
+    def quantile(self, p: np.ndarray) -> np.ndarray:
+        """The λ that are not exceeded with these probabilities."""
+        from scipy.special import betaincinv  # comes with JAX; costs 0.2 s, so only when needed
+
+        # Beyond these the table stays as it is, while SciPy fails near the ends of all floats.
+        a, b = (min(max(x, 1e-30), 1e30) for x in (self.a, self.b))
+        table: np.ndarray = betaincinv(a, b, p)
+        return table
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class Uniform(Law):
+    """λ is uniform from `low` to `high`; where these are equal it is that constant.
+
+    Args:
+        low: the smallest λ.
+        high: the largest λ, 0 ≤ low ≤ high ≤ 1.
+
+    Raises:
+        TypeError, ValueError: parameters that are no such numbers.
+
+    >>> import grain_mix as gm
+    >>> transform = gm.MixUpBatch(gm.Uniform(0.75, 0.75), label_key=None)
+    >>> transform.draw(np.arange(4, dtype=np.uint32), (4, 16000)).lam.tolist()
+    [0.75, 0.75, 0.75, 0.75]
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        for field in ("low", "high"):
+            number = check_number("Uniform", field, getattr(self, field), 1, "pass one like 0.5")
+            object.__setattr__(self, field, number)
+        if self.low > self.high:
+            came = f"low={self.low}, high={self.high}"
+            fail(ValueError, "Uniform", came, "low <= high", "swap them")
+
+    def quantile(self, p: np.ndarray) -> np.ndarray:
+        """The λ that are not exceeded with these probabilities."""
+        return self.low + (self.high - self.low) * p
+
+
+@explains_mistakes
+@dataclasses.dataclass(frozen=True)
+class Larger(Law):
+    """max(λ, 1-λ) of the λ that another law draws: the record itself always weighs at least half.
+
+    So no record of a pair is lost from both of its mixtures. MixMatch and big_vision mix like this.
+
+    Args:
+        law: any other law.
+
+    Raises:
+        TypeError: what is no law, or is `Larger` itself.
+
+    See Berthelot et al., MixMatch, https://arxiv.org/abs/1905.02249
+
+    >>> import grain_mix as gm
+    >>> seeds = np.arange(4, dtype=np.uint32)
+    >>> law = gm.Beta(0.2, 0.2)
+    >>> lam = gm.MixUpBatch(law, label_key=None).draw(seeds, (4, 16000)).lam
+    >>> larger = gm.MixUpBatch(gm.Larger(law), label_key=None).draw(seeds, (4, 16000)).lam
+    >>> bool((larger == np.maximum(lam, 1 - lam)).all())
+    True
+    """
+
+    law: Law
+
+    def __post_init__(self) -> None:
+        came, fix = f"law={quote(self.law)}", "pass one like gm.Beta(0.2, 0.2)"
+        if isinstance(self.law, Larger):
+            fail(TypeError, "Larger", came, "any other law", "drop one of the two gm.Larger")
+        if not isinstance(self.law, Law):
+            fail(TypeError, "Larger", came, "a law", fix)
+        check_frozen("Larger", came, self.law)
+
+    def quantile(self, p: np.ndarray) -> np.ndarray:
+        """The λ that are not exceeded with these probabilities."""
+        table = _quantiles(identity(self.law), self.law) / ONE
+        return np.quantile(np.maximum(table, 1 - table), p)
+
 
 def check_number(
     where: str, field: str, value: Any, high: float = math.inf, fix: str = "pass one like 0.2"
@@ -61,50 +187,89 @@ def check_number(
     return number
 
 
-def check_law(where: str, field: str, value: Any) -> float | Beta:
-    """A number α, which is Beta(α, α), or a `Beta`."""
-    if isinstance(value, Beta):
+def check_law(where: str, field: str, value: Any) -> float | Law:
+    """A number α, which is Beta(α, α), or a law, whose table is made to see that it is one."""
+    if isinstance(value, Law):
+        came = f"{field}={quote(value)}"
+        check_frozen(where, came, value)
+        if type(value).quantile is Law.quantile:
+            fix = "write quantile(self, p), or pass one like gm.Beta(2, 8)"
+            fail(TypeError, where, f"{came}, which has no quantile", "a law", fix)
+        table_of(value)
         return value
     off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}.get(field, "prob=0")
     fix = f"pass one like 0.2, or gm.Beta(a, b); to do without, use {off}"
     if isinstance(value, tuple | list) and len(value) == 2:
-        fix = f"write gm.Beta({value[0]!r}, {value[1]!r}) if you mean Beta's two parameters"
+        first, second = value
+        fix = f"write gm.Beta({first!r}, {second!r}) if you mean Beta's two parameters, and "
+        fix += f"gm.Uniform({first!r}, {second!r}) for a range"
+    if isinstance(value, type) and issubclass(value, Law):
+        fix = f"write {value.__name__}(...), with brackets"
     return check_number(where, field, value, fix=fix)
 
 
-def law_of(alpha: float | Beta) -> Beta:
-    """`Beta(α, α)` for a number α; a `Beta` as it is."""
-    return alpha if isinstance(alpha, Beta) else Beta(alpha, alpha)
+def law_of(alpha: float | Law) -> Law:
+    """`Beta(α, α)` for a number α; a law as it is."""
+    return alpha if isinstance(alpha, Law) else Beta(alpha, alpha)
 
 
-def draw(bits: jax.Array, law: Beta) -> jax.Array:
+def draw(bits: jax.Array, law: Law) -> jax.Array:
     """λ as `uint32 [B]` multiples of 2⁻²⁴.
 
     Linear between the points of a table: no loop (rejection sampling needs one, and a loop whose
     length depends on data makes a GPU's host wait), off by less than 1/4096 of probability.
     """
-    table = jnp.asarray(_quantiles(law.a, law.b))
+    if type(law) is Larger:
+        lam = draw(bits, law.law)
+        return jnp.maximum(lam, np.uint32(ONE) - lam)
+    table = jnp.asarray(table_of(law))
     cell, fraction = bits >> 20, (bits >> 12) & 255
     low, high = table[cell], table[cell + 1]
     return low + (((high - low) * fraction + 128) >> 8)
 
 
+def table_of(law: Law) -> np.ndarray:
+    """`uint32 [4097]`: the inverse distribution function of a law, on the grid of λ.
+
+    Raises:
+        TypeError, ValueError: the quantiles of the law are no such table.
+    """
+    return _quantiles(identity(law), law)
+
+
 @functools.lru_cache(maxsize=256)
-def _quantiles(a: float, b: float) -> np.ndarray:
-    """The inverse distribution function of Beta(a, b) at 4097 points, on the grid of λ."""
-    lower, upper = _lower_quantiles(a, b), ONE - _lower_quantiles(b, a)
-    both = np.concatenate([lower, upper[-2::-1]])
+def _quantiles(_: Hashable, law: Law) -> np.ndarray:
+    """The table of a law; its identity is part of the key, since 1, 1.0 and True are equal."""
+    if type(law) is not Beta:
+        return _on_grid(law, law.quantile, POINTS)
+    # Each half from its own end, where floats are finer.
+    lower, upper = (
+        _on_grid(law, half.quantile, POINTS[:2049]) for half in (law, Beta(law.b, law.a))
+    )
     # Where the halves meet, each is rounded for itself.
-    return np.maximum.accumulate(both)
+    return np.maximum.accumulate(np.concatenate([lower, ONE - upper[-2::-1]]))
 
 
-def _lower_quantiles(a: float, b: float) -> np.ndarray:
-    """Those of the lower half, which are the precise ones."""
-    from scipy.special import betaincinv  # comes with JAX; costs 0.2 s, so only when needed
-
-    # Beyond these the table stays as it is, while SciPy fails near the ends of all floats.
-    a, b = (min(max(x, 1e-30), 1e30) for x in (a, b))
-    # Not to 0, where a large α would make outliers of a first cell that spans half of all λ.
-    quantiles = np.maximum(np.arange(2049) / 4096, 2.0**-14)
-    table: np.ndarray = np.rint(betaincinv(a, b, quantiles) * ONE).astype(np.uint32)
-    return table
+def _on_grid(law: Law, quantile: Callable[[np.ndarray], Any], p: np.ndarray) -> np.ndarray:
+    """Quantiles in units of 2⁻²⁴, after checking them; the law is named in errors."""
+    where, values = type(law).__name__, quantile(p.copy())
+    came, fix = f"{quote(law)}.quantile(p) gives", "write it with NumPy, for p as an array"
+    is_array = isinstance(values, np.ndarray) and values.dtype.kind in "fiu"
+    if not is_array or values.shape != p.shape:
+        expected = f"NumPy's float64 {list(p.shape)}"
+        fail(TypeError, where, f"{came} {describe(values)}", expected, fix)
+    grid = np.rint(values.astype(np.float64) * ONE)
+    expected = "numbers from 0 to 1 that do not fall"
+    fix = "correct it, or its parameters; a λ that does not vary is gm.Uniform(x, x)"
+    if not ((grid >= 0) & (grid <= ONE)).all():  # NaN is neither
+        came += f" numbers from {values.min()} to {values.max()}"
+        fail(ValueError, where, came, expected, fix)
+    falls = np.diff(grid)
+    if falls.min() < -1:  # less is rounding
+        first = int(falls.argmin())
+        came += f" {values[first]} for p={p[first]}, and {values[first + 1]} for p={p[first + 1]}"
+        fail(ValueError, where, came, expected, fix)
+    if type(law) is not Beta and not np.array_equal(values, quantile(p.copy())):
+        fix = "leave random numbers out: p is all that λ depends on"
+        fail(ValueError, where, f"{came} other numbers each time", "the same", fix)
+    return np.maximum.accumulate(grid).astype(np.uint32)

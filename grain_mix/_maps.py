@@ -1,8 +1,10 @@
 """Maps of weights, one per record, which a user's function makes."""
 
+import dataclasses
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._dtypes import FLOATS, check_copied, narrow_dtype
-from grain_mix._errors import check_hash, describe, fail, kind
+from grain_mix._errors import describe, fail, kind, quote
+from grain_mix._identity import check_frozen, check_hash
 from grain_mix._options import as_names
 from grain_mix._trace import check_pure
 
@@ -56,11 +59,15 @@ def _binds(function: WeightMap, count: int) -> bool:
 
 def check_function(where: str, field: str, value: Any) -> WeightMap:
     """Checks what can be checked before there is an image, and what it reads."""
-    came = f"{field}={value!r}"
+    came = f"{field}={quote(value)}"
     if not callable(value) or isinstance(value, type):
         fail(TypeError, where, came, "a function", FIX)
     fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
-    check_hash(where, came, value, "a function with a hash", fix)
+    check_hash(where, came, value, fix)
+    made_of = value.func if isinstance(value, functools.partial) else value
+    has_own_eq = isinstance(getattr(type(made_of), "__eq__", None), types.FunctionType)
+    if dataclasses.is_dataclass(made_of) or has_own_eq:
+        check_frozen(where, came, made_of)
     function: WeightMap = value
     return function
 

@@ -1,15 +1,17 @@
 """The parameters of a transform: each field names its own check."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from grain_mix._errors import check_hash, did_you_mean, fail, is_int, kind, quote
+from grain_mix._errors import did_you_mean, fail, is_int, kind, quote
 from grain_mix._fields import as_name
 from grain_mix._fixed_point import ONE
+from grain_mix._identity import check_frozen
+from grain_mix._identity import identity as identity
 from grain_mix._laws import check_number
 from grain_mix.targets import Target
 from grain_mix.targets._labels import check_count
@@ -184,21 +186,27 @@ def as_targets(where: str, field: str, value: Any) -> Targets:
 def _check_kind(where: str, came: str, target: Target) -> None:
     """Checks that a kind cannot change, that its hash tells it apart, and that it can mix."""
     made = type(target)
-    fix = f"decorate class {made.__name__} with @dataclasses.dataclass(frozen=True)"
-    params = vars(made).get("__dataclass_params__")
-    if params is None or not params.frozen:
-        fail(TypeError, where, came, "a frozen dataclass, which cannot change", fix)
-    fix = "let its fields hold numbers, strings and tuples, no lists, dicts or arrays"
-    check_hash(where, came, target, "a kind with a hash", fix)
+    check_frozen(where, came, target)
     if made.mix is Target.mix and made.mix_batch is Target.mix_batch:
         fix = "write mix(self, own, partner, draw, space), for one record"
         fail(TypeError, where, f"{came}, which has no mix", "a kind that mixes", fix)
+    users = [*itertools.takewhile(lambda each: not _is_ours(each), made.__mro__)]
+    parent = made.__mro__[len(users)]
+    own = {name for each in users for name in vars(each)} & {"mix", "check", "adds", "reads"}
+    if parent is not Target and own:
+        came += f", which derives from {parent.__name__} and has its own {min(own)}"
+        fix = f"derive {made.__name__} from gm.Target, and write all of its mix"
+        fail(TypeError, where, came, f"{parent.__name__} as it is, or a kind of its own", fix)
     for attribute in ("adds", "reads"):
         names = getattr(target, attribute)
         if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
             fix = f"write {attribute} = ({names!r},)" if isinstance(names, str) else "pass one"
             came += f" with {attribute}={quote(names)}"
             fail(TypeError, where, came, "a tuple of strings", fix)
+
+
+def _is_ours(made: type) -> bool:
+    return made.__module__.partition(".")[0] == "grain_mix"
 
 
 def check_names(where: str, names: list[tuple[str, str]]) -> None:
@@ -210,29 +218,3 @@ def check_names(where: str, names: list[tuple[str, str]]) -> None:
             came = f"{name!r} named twice, {by}"
             fail(ValueError, where, came, "one role for each field", "rename one, or drop one")
         roles[name] = role
-
-
-def identity(value: Any) -> Hashable:
-    """What tells two parameters apart, and nothing else: 1, 1.0 and True differ.
-
-    Two `functools.partial` of the same function and arguments are alike, as copies in other
-    processes are.
-    """
-    if isinstance(value, Targets):
-        return Targets, *((name, identity(target)) for name, target in value.items())
-    if isinstance(value, functools.partial):
-        named = tuple((name, identity(value.keywords[name])) for name in sorted(value.keywords))
-        return type(value), identity(value.func), identity(value.args), named
-    if isinstance(value, tuple):
-        return type(value), *map(identity, value)
-    if isinstance(value, int | float | complex | np.generic):
-        return type(value), repr(value)
-    params = getattr(type(value), "__dataclass_params__", None)
-    if params is not None and params.frozen:
-        return type(value), *(identity(getattr(value, f.name)) for f in dataclasses.fields(value))
-    try:
-        hash(value)
-    except TypeError:  # in a field that its owner leaves out of its hash
-        return "id", id(value)
-    known: Hashable = value
-    return known

@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from grain_mix._errors import fail
 from grain_mix._guards import jax_defaults
+
+TRACES = 8
 
 
 def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any, fix: str) -> Any:
@@ -16,7 +19,9 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
 
     A compiled function is run once, on arrays whose values are not known yet. A random number or a
     counter of Python becomes a constant, the same one for all records, another in each process. So
-    the function is traced twice, and the programs are compared.
+    the function is traced several times, and the programs are compared: a coin of Python falls
+    alike in all of 8 traces once in 128 times. What Python computes while the program runs is
+    refused, since nobody can tell what it depends on.
 
     Args:
         where: the transform, for errors.
@@ -29,7 +34,8 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
         Shapes and dtypes of the result, or the result itself where it is no tree of arrays.
     """
     try:
-        (first, spec), (second, _) = (_trace(function, *specs) for _ in range(2))
+        first, spec = _trace(function, specs, 0)
+        same = all(_trace(function, specs, i)[0] == first for i in range(1, TRACES))
     except _OF_TRACERS as error:
         message = str(error).partition("\n")[0]
         came = f"{name} looks at values that are not known when it is compiled ({message})"
@@ -45,10 +51,14 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
                 "draw.weights_at(points) works under all."
             )
         raise
-    if not _same(first, second):
-        came = f"{name} gave two programs when it was traced twice, so it uses a random number"
-        came += " of NumPy or Python, a counter, or something else that changes"
+    if not same:
+        came = f"{name} gave two programs when it was traced {TRACES} times, so it uses a random "
+        came += "number of NumPy or Python, a counter, or something else that changes"
         fail(ValueError, where, came, "the same program each time", fix)
+    callback = re.search(r"\b(pure|io)_callback\[", first[0])
+    if callback:
+        came = f"{name} calls Python while it runs, by {callback[0][:-1]}"
+        fail(TypeError, where, came, "a function of JAX operations", f"write it with jnp; {fix}")
     return spec
 
 
@@ -64,8 +74,8 @@ _OF_TRACERS = (
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
-def _trace(function: Callable[..., Any], *specs: Any) -> tuple[Any, Any]:
-    """The program of a function, traced anew, and what it returns."""
+def _trace(function: Callable[..., Any], specs: Any, number: int) -> tuple[Any, Any]:
+    """The program of a function, as text and constants, and what it returns."""
     kept: list[Any] = []
 
     def anew(*args: Any) -> Any:
@@ -77,17 +87,19 @@ def _trace(function: Callable[..., Any], *specs: Any) -> tuple[Any, Any]:
             return ()
         return result
 
-    program, spec = jax.make_jaxpr(anew, return_shape=True)(*specs)
-    return program, kept[0] if kept else spec
+    # JAX keeps what it has traced of a function that the user has decorated with jax.jit, by the
+    # metadata too. So a number in there has it traced anew; the program itself stays the same.
+    with set_xla_metadata(grain_mix_trace=str(number)):
+        program, spec = jax.make_jaxpr(anew, return_shape=True)(*specs)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program))
+    return (text, [*map(_bits, program.consts)]), kept[0] if kept else spec
 
 
-def _same(first: Any, second: Any) -> bool:
-    constants = [
-        len(first.consts) == len(second.consts),
-        *(
-            np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc")
-            for a, b in zip(first.consts, second.consts, strict=False)
-        ),
-    ]
-    texts = [re.sub(r" at 0x[0-9a-f]+", "", str(program)) for program in (first, second)]
-    return all(constants) and texts[0] == texts[1]
+def _bits(constant: Any) -> tuple[Any, ...]:
+    """What tells constants apart; NaN is equal to itself."""
+    if isinstance(constant, jax.Array) and jax.dtypes.issubdtype(
+        constant.dtype, jax.dtypes.prng_key
+    ):
+        return str(constant.dtype), *_bits(jax.random.key_data(constant))
+    values = np.asarray(constant)
+    return str(values.dtype), values.shape, values.tobytes()

@@ -1,5 +1,6 @@
 """Draws from seeds: their distributions, their independence, and that only the record matters."""
 
+import dataclasses
 import fractions
 import zlib
 from typing import Any
@@ -99,6 +100,51 @@ def test_a_law_takes_the_place_of_any_alpha(rng: Rng) -> None:
     assert abs(own.mean() - 0.2) < 0.05
     kept = draw(gm.CutMixBatch(gm.Beta(200, 20)), seeds, 20, 30, 3).lam
     assert kept.mean() > 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Stairs(gm.Law):
+    """Each of `heights` with the same chance."""
+
+    heights: tuple[float, ...]
+
+    def quantile(self, p: np.ndarray) -> np.ndarray:
+        return np.array(self.heights)[(p * len(self.heights)).astype(int)]
+
+
+@pytest.mark.parametrize(
+    ("law", "reference"),
+    [
+        (gm.Uniform(0.3, 0.6), scipy.stats.uniform(0.3, 0.3)),
+        (gm.Uniform(0, 1), scipy.stats.uniform(0, 1)),
+        (Stairs((0.1, 0.5)), None),
+        (gm.Larger(gm.Uniform(0.1, 0.8)), None),
+    ],
+)
+def test_other_laws(law: Any, reference: Any) -> None:
+    """All 2²⁰ values that λ can take, once each."""
+    bits = np.arange(2**20, dtype=np.uint32) << 12
+    lam = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, law)) / 2**24
+    if isinstance(law, Stairs):
+        heights = np.rint(np.array(law.heights) * 2**24) / 2**24
+        assert np.isin(lam, heights).mean() > 0.999
+        assert abs((lam < 0.3).mean() - 0.5) < 1e-3
+    elif reference is None:
+        inner = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, law.law)) / 2**24
+        np.testing.assert_array_equal(lam, np.maximum(inner, 1 - inner))
+    else:
+        assert distance(lam, reference) < 0.0005
+        assert abs(lam.mean() - reference.mean()) < 1e-6
+    np.testing.assert_allclose(law.quantile(np.array([0.5])), np.quantile(lam, 0.5), atol=1e-3)
+
+
+def test_laws_in_a_transform(seeds: np.ndarray) -> None:
+    constant = draw(gm.MixUpBatch(gm.Uniform(0.75, 0.75)), seeds, 4, 4, 3).lam
+    assert (constant == 0.75).all()
+    lam, larger = (
+        draw(gm.MixUpBatch(law), seeds, 4, 4, 3).lam for law in (0.2, gm.Larger(gm.Beta(0.2, 0.2)))
+    )
+    np.testing.assert_array_equal(larger, np.maximum(lam, 1 - lam))
 
 
 @pytest.mark.parametrize("lengths", [(1000,), (224, 160), (30, 50, 40)])

@@ -5,6 +5,7 @@ In the tables "…" stands for any text, so that a message can be reworded but l
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -52,13 +53,51 @@ def assert_says(error: Exception, message: str) -> None:
 # --- parameters ---------------------------------------------------------------------------------
 
 WEIGHED = {"x": gm.Sparse(), "x_weight": gm.Soft()}
+
+
+def law(quantile: Any, **options: Any) -> Any:
+    """A law with these quantiles."""
+    made = type("Mine", (gm.Law,), {"quantile": lambda self, p: quantile(p)})
+    return dataclasses.dataclass(frozen=True, **options)(made)()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(gm.Law):
+    values: Any
+
+    def quantile(self, p: Any) -> Any:
+        return self.values
+
+
+FALLS, ANY = "numbers from 0 to 1 that do not fall", np.random.default_rng()
+LAWS = [  # the error, its message, and a law
+    (ValueError, f"Beta(a=1e+17, b=3e+17) … nan … {FALLS} … gm.Uniform(x", gm.Beta(1e17, 3e17)),
+    (ValueError, f"Mine() … from 1.00 … to 1.99 … {FALLS}", law(lambda p: 1 + p)),
+    (ValueError, f"Mine() … from -0.99 … {FALLS}", law(lambda p: -p)),
+    (ValueError, f"Mine() … gives 0.9 … for p= … {FALLS}", law(lambda p: 1 - p)),
+    (ValueError, f"from nan to nan … {FALLS}", law(lambda p: p * np.nan)),
+    (ValueError, "other numbers each time … the same", law(lambda p: np.sort(ANY.random(4097)))),
+    (TypeError, "a float … NumPy's float64 [4097] … for p as an array", law(lambda p: 0.5)),
+    (TypeError, "float64 [2] … NumPy's float64 [4097]", law(lambda p: p[:2])),
+    (TypeError, "a list … NumPy's float64 [4097]", law(lambda p: p.tolist())),
+    (TypeError, "alpha=Table … no hash … numbers, strings", Table([1])),
+    (TypeError, "frozen dataclass … decorate class Sub with", type("Sub", (Table,), {})(1)),
+    (TypeError, "alpha=<class … Uniform … with brackets", gm.Uniform),
+]
+
 PARAMETERS = [
+    *(call(error, message, gm.MixUpBatch, value) for error, message, value in LAWS),
+    call(ValueError, "low=0.7, high=0.2 … low <= high … swap", gm.Uniform, 0.7, 0.2),
+    call(ValueError, "high=1.5 … number from 0 to 1", gm.Uniform, 0, 1.5),
+    call(TypeError, "law=0.2 … a law … gm.Beta(0.2, 0.2)", gm.Larger, 0.2),
+    call(TypeError, "law=Larger … any other law", gm.Larger, gm.Larger(gm.Beta(1, 1))),
+    call(TypeError, "law=Table … no hash", gm.Larger, Table([1])),
     *bad(ValueError, "finite number above 0 … like 0.2", gm.MixUpBatch, alpha=[0, np.nan, 10**400]),
     *bad(ValueError, "finite number above 0 … like 0.2", gm.CutMixBatch, alpha=[-1.0, np.inf]),
     *bad(TypeError, "number above 0 … like 0.2", gm.MixUpBatch, alpha=["0.2", None, True]),
     *bad(ValueError, "above 0", gm.MixBatch, mixup_alpha=[0]),
     *bad(TypeError, "above 0", gm.MixBatch, cutmix_alpha=["1"]),
-    *bad(TypeError, "gm.Beta(2, 8)", gm.MixUpBatch, alpha=[(2, 8)]),
+    *bad(TypeError, "gm.Beta(2, 8) … gm.Uniform(2, 8)", gm.MixUpBatch, alpha=[(2, 8)]),
     call(ValueError, "a=0 … above 0", gm.Beta, 0, 1),
     *bad(ValueError, "0 to 1 … pass", gm.MixBatch, prob=[1.5, np.nan], switch_prob=[-0.1]),
     *bad(ValueError, "0 to 1 … pass", gm.MixUpBatch, label_smoothing=[2]),

@@ -129,6 +129,38 @@ class Own(gm.Target):
         return self.function(sources[0], draw)
 
 
+class Undecorated(Own):
+    """Its sibling's program would be its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hides(Own):
+    by: dataclasses.InitVar[int] = 0
+
+    def __post_init__(self, by: int) -> None:
+        object.__setattr__(self, "factor", by)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computes(Own):
+    n: int = 3
+
+    @functools.cached_property
+    def twice(self) -> int:
+        return 2 * self.n
+
+
+class Clipped(gm.Soft):
+    def mix(self, own: Any, partner: Any, draw: Any, space: Any) -> Any:
+        return own
+
+
+class Checked(gm.Boxes):
+    def check(self, name: str, array: Any, space: Any) -> None:
+        raise ValueError(name)
+
+
+MINE = [dataclasses.dataclass(frozen=True)(each) for each in (Clipped, Checked)]
 IDLE: Any = dataclasses.make_dataclass("Idle", [], bases=(gm.Target,), frozen=True)
 
 
@@ -306,11 +338,21 @@ def test_integers_under_jit_are_said(rng: np.random.Generator) -> None:
         ({"targets": {"a": gm.OneHot}}, "a class.*OneHot.*, with brackets"),
         ({"targets": {"a": "onehot"}}, "a kind of target.*gm.OneHot"),
         ({"targets": {"a": IDLE()}}, "has no mix"),
+        ({"targets": {"a": Undecorated()}}, "cannot change; decorate class Undecorated"),
+        ({"targets": {"a": Hides(by=7)}}, "whose hash does not see 'factor'.*be fields"),
+        ({"targets": {"a": MINE[0]()}}, "from Soft and has its own mix.*Clipped from gm.Target"),
+        ({"targets": {"a": MINE[1]("xyxy")}}, "derives from Boxes and has its own check"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         gm.MixUpBatch(**options)
+
+
+def test_what_a_kind_has_computed_is_not_hidden() -> None:
+    kind = Computes()
+    assert kind.twice == 6
+    assert gm.MixUpBatch(targets={"a": kind}) == gm.MixUpBatch(targets={"a": Computes()})
 
 
 def test_targets_are_an_immutable_mapping() -> None:

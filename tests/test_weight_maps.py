@@ -218,11 +218,42 @@ def test_a_record_that_stays_unmixed_needs_no_weights(wrong: float) -> None:
     assert (np.asarray(by_map(constant, prob=0).draw(seeds, (4, 4, 4, 3)).weights) == 1).all()
 
 
-class Unhashable:
-    __hash__ = None  # type: ignore[assignment]
-
+class Unchecked:
     def __call__(self, key: Any, lam: Any, lengths: Any) -> Any:
         return coins(key, lam, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripes:
+    width: int
+
+    def __call__(self, key: Any, lam: Any, lengths: Any) -> Any:
+        return striped(self.width, key, lam, lengths)
+
+
+class Wider(Stripes):
+    """Not decorated, so what it holds is no field."""
+
+    def __init__(self, width: int, more: int) -> None:
+        super().__init__(width)
+        object.__setattr__(self, "more", more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden(Stripes):
+    more: int = dataclasses.field(default=0, compare=False)
+
+
+class AllEqual(Unchecked):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class Unhashable(Unchecked):
+    __hash__ = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +263,11 @@ class Unhashable:
         (None, "weight_map=None; expected a function"),
         (gm.MixUpBatch, "weight_map=<class.*; expected a function"),
         (lambda key, lam: lam, r"weight_map\(key, lam\); expected a function of \(key, lam, len"),
-        (Unhashable(), "no hash; expected a function with a hash; pass a function, functools"),
+        (Unhashable(), "no hash; expected one with a hash; pass a function, functools"),
+        (AllEqual(), "a frozen dataclass, which cannot change; decorate class AllEqual"),
+        (Wider(1, 2), "a frozen dataclass, which cannot change; decorate class Wider"),
+        (functools.partial(Wider(1, 2)), "decorate class Wider"),
+        (Hidden(1, 2), "whose hash does not see 'more'.*be fields, without compare=False"),
     ],
 )
 def test_no_function(function: Any, message: str) -> None:
@@ -241,6 +276,16 @@ def test_no_function(function: Any, message: str) -> None:
 
 
 COUNTER = itertools.count()
+FELL_ALIKE = itertools.cycle([True, True, True, False])
+JITTED = jax.jit(lambda lam: lam < np.random.random())
+CALLED = "TypeError: .*calls Python while it runs, by pure_callback.*numbers from key"
+
+
+def called(key: Any, lam: Any, lengths: Any) -> Any:
+    spec = jax.ShapeDtypeStruct(lengths, bool)
+    return jax.pure_callback(lambda: np.random.random(lengths) < 0.5, spec)
+
+
 NOT_COMPILED = "TypeError: .*looks at values.*when it is compiled.*jnp.where"
 CHANGES = "ValueError: .*two programs.*random number.*a counter.*numbers from key"
 
@@ -261,6 +306,10 @@ CHANGES = "ValueError: .*two programs.*random number.*a counter.*numbers from ke
         (lambda k, lam, n: np.random.random(n) < 0.5, CHANGES),
         (lambda k, lam, n: jnp.full(n, next(COUNTER) % 2 == 0), CHANGES),
         (lambda k, lam, n: jax.random.uniform(jax.random.key(next(COUNTER)), n), CHANGES),
+        (lambda k, lam, n: jnp.full(n, next(FELL_ALIKE)), CHANGES),
+        (lambda k, lam, n: jnp.broadcast_to(JITTED(lam), n), CHANGES),
+        (called, CALLED),
+        (jax.jit(called, static_argnums=2), CALLED),
         # What cannot be compiled.
         (lambda k, lam, n: jnp.ones(n) if lam > 0.5 else jnp.zeros(n), NOT_COMPILED),
         (lambda k, lam, n: jnp.arange(math.prod(n)).reshape(n) < int(lam), NOT_COMPILED),
@@ -280,6 +329,22 @@ def test_wrong_maps(function: Any, message: str, rng: np.random.Generator) -> No
             call(batch)
         assert re.match(message, f"{error.typename}: {error.value}")
         assert str(error.value).startswith("WeightMapMixBatch")
+
+
+KEY, NAN = jax.random.key(0), jnp.array([np.nan, 1], jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda k, lam, n: jax.random.uniform(KEY, n) < lam, lambda k, lam, n: jnp.full(n, NAN[1])],
+    ids=["a key", "NaN in bfloat16"],
+)
+def test_constants_of_a_map(function: Any) -> None:
+    make = grain.experimental.ShapeDtypeStruct
+    spec = {"image": make((2, 4, 4, 3), np.dtype("uint8"))}
+    spec |= {"mix_seed": make((2,), np.dtype("uint32"))}
+    transform = gm.WeightMapMixBatch(function, label_key=None)
+    assert transform.output_spec(spec)["image"] == spec["image"]
 
 
 def striped(width: int, key: Any, lam: Any, lengths: Any) -> Any:
