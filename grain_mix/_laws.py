@@ -167,7 +167,8 @@ class Larger(Law):
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """The λ that are not exceeded with these probabilities."""
         table = _quantiles(identity(self.law), self.law) / ONE
-        return np.quantile(np.maximum(table, 1 - table), p)
+        quantiles: np.ndarray = np.quantile(np.maximum(table, 1 - table), p)
+        return quantiles
 
 
 def check_number(

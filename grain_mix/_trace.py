@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -97,9 +98,7 @@ def _trace(function: Callable[..., Any], specs: Any, number: int) -> tuple[Any, 
 
 def _bits(constant: Any) -> tuple[Any, ...]:
     """What tells constants apart; NaN is equal to itself."""
-    if isinstance(constant, jax.Array) and jax.dtypes.issubdtype(
-        constant.dtype, jax.dtypes.prng_key
-    ):
+    if isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
         return str(constant.dtype), *_bits(jax.random.key_data(constant))
     values = np.asarray(constant)
     return str(values.dtype), values.shape, values.tobytes()
