@@ -2,16 +2,20 @@
 
 from typing import Any
 
-from grain_mix._errors import fail, is_int, quote
+from grain_mix._errors import fail, is_int, quote, warn_once
 
 MOST_CHANNELS = 4
 LONGEST = 1 << 24  # pixels along an axis: positions in a box are drawn on a grid this fine
+LONG = 16  # an image is at least as long where it is taken for one with channels
 EXAMPLES = {  # by the number of axes
+    1: "(1,) for [B, T]",
     2: "(1,) for [B, T]",
     3: "(1,) for [B, T, C], (2,) for [B, C, T], (1, 2) for [B, H, W]",
     4: "(1, 2) for [B, H, W, C], (2, 3) for [B, C, H, W], (1, 2, 3) for [B, D, H, W]",
     5: "(2, 3) or (1, 2, 3) for [B, T, H, W, C], (3, 4) or (1, 3, 4) for [B, T, C, H, W]",
+    6: "(2, 3, 4) for [B, T, D, H, W, C], (3, 4, 5) for [B, T, C, D, H, W]",
 }
+MORE_AXES = "(3, 4) if height and width are axes 3 and 4, with the batch as axis 0"
 
 
 def as_axes(where: str, option: str, axes: Any) -> tuple[int, ...] | None:
@@ -41,10 +45,13 @@ def axes_of(
         if len(shape) != 4 or not shape[3] <= min(MOST_CHANNELS, shape[1] - 1, shape[2] - 1):
             came = f"spatial_axes=None for {name!r} of shape {list(shape)}"
             expected = f"[B, H, W, C] with at most {MOST_CHANNELS} channels, or axes with names"
-            examples = EXAMPLES.get(len(shape), "(1,) for [B, T]")
-            fix = f"say which axes are height and width, or time: spatial_axes={examples}"
+            fix = "say which axes are height and width, or time: spatial_axes="
+            fix += EXAMPLES.get(len(shape), MORE_AXES)
             fail(ValueError, where, came, expected, fix)
         axes = (1, 2)
+    else:
+        axes = front_axes(where, "spatial_axes", axes, name, shape)
+        _warn_of_channels(where, axes, name, shape)
     return front_axes(where, "spatial_axes", axes, name, shape)
 
 
@@ -55,15 +62,41 @@ def front_axes(
     front = tuple(axis + len(shape) if axis < 0 else axis for axis in axes)
     if any(not 0 < axis < len(shape) for axis in front) or len(set(front)) < len(front):
         came = f"{option}={axes} for {name!r} of shape {list(shape)}"
-        fix = f"pass {EXAMPLES.get(len(shape), '(1,) for [B, T]')}"
+        fix = f"pass {EXAMPLES.get(len(shape), MORE_AXES)}"
         fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
     if any(shape[axis] > LONGEST for axis in front):
-        came, expected = (
-            f"{name!r} of shape {list(shape)}",
-            f"at most {LONGEST} pixels along an axis",
-        )
-        fail(ValueError, where, came, expected, "split it up before")
+        came = f"{name!r} of shape {list(shape)}"
+        fail(ValueError, where, came, f"at most {LONGEST} pixels along an axis", "split it up")
     return front
+
+
+def check_axes_to_cut(where: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+    """Checks that the paper's box can cut an image along each of these axes.
+
+    On an axis of length 1 it is empty, so nothing would ever be mixed. A box by `minmax` cuts it.
+    """
+    if all(shape[axis] > 1 for axis in axes):
+        return
+    came = f"spatial_axes={axes} for {name!r} of shape {list(shape)}, whose box would be empty"
+    rest = tuple(axis for axis in axes if shape[axis] > 1)
+    fix = f"leave out what is of length 1: spatial_axes={rest}" if rest else "use MixUpBatch"
+    fail(ValueError, where, came, "axes longer than 1", f"{fix}; or pass minmax, which cuts it too")
+
+
+def _warn_of_channels(where: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+    """Warns, once per process, if axes that the user has named look like channels."""
+    for axis in axes:
+        rest = tuple(other for other in range(1, len(shape)) if other != axis)
+        few = 2 <= shape[axis] <= MOST_CHANNELS and axis in (1, len(shape) - 1)
+        if few and max((shape[other] for other in rest), default=0) >= LONG:
+            layout = "[B, C, ...]" if axis == 1 else "[B, ..., C]"
+            warn_once(
+                "channels",
+                f"{where}: spatial_axes={axes} for {name!r} of shape {list(shape)} spans axis "
+                f"{axis}, of length {shape[axis]}, so some channels come from one record and some "
+                f"from the other if the layout is {layout}; then pass {rest}, or some of them. If "
+                "this axis is no channels, ignore this.",
+            )
 
 
 def axes_in(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:

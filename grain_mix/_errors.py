@@ -4,15 +4,24 @@ import dataclasses
 import difflib
 import functools
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+WARNED: set[str] = set()  # the topics that this process has been warned of
 
 
 def fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
     """Raises `error` with one message of the same form everywhere."""
     raise error(f"{where}: {came}; expected {expected}; {fix}")
+
+
+def warn_once(topic: str, text: str) -> None:
+    """Warns of a topic, once per process."""
+    if topic not in WARNED:
+        WARNED.add(topic)
+        warnings.warn(f"grain_mix: {text}", UserWarning, stacklevel=3)
 
 
 def is_int(value: Any) -> bool:

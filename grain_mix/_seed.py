@@ -1,17 +1,15 @@
 """Where the randomness comes from: one seed per record, taken before batching."""
 
 import dataclasses
-import functools
 import hashlib
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import grain
 import numpy as np
 
 from grain_mix import _fields
-from grain_mix._dtypes import is_no_chance
+from grain_mix._chance import is_no_chance
 from grain_mix._errors import (
     describe,
     did_you_mean,
@@ -21,6 +19,7 @@ from grain_mix._errors import (
     is_int,
     kind,
     quote,
+    warn_once,
 )
 
 Key = str | int  # the name of a field, or its position in a tuple
@@ -100,10 +99,16 @@ class RecordSeed(grain.transforms.RandomMap):
     def random_map(self, element: Any, rng: np.random.Generator | None = None) -> Any:
         """Returns the record with its seed, a `uint32` scalar, added."""
         where = "RecordSeed"
-        if not isinstance(element, dict | tuple):
+        if not isinstance(element, Mapping | tuple):
             fix = 'make it one first, like {"image": image, "label": label}'
             fail(TypeError, where, f"a record that is {kind(element)}", "a dict or a tuple", fix)
-        if _fields.has(element, _fields.path_to_add(element, (self.seed_key,))):
+        path = _fields.path_to_add(element, (self.seed_key,))
+        beside = _fields.get(element, path[:-1]) if _fields.has(element, path[:-1]) else {}
+        if any(not isinstance(key, str) for key in beside):
+            came = f"{quote(list(beside))} as keys, beside which {self.seed_key!r} cannot be sorted"
+            fix = "rename the fields, or make the record a tuple, tuple(record.values())"
+            fail(TypeError, where, came, "keys that are strings", fix)
+        if _fields.has(element, path):
             names = sorted(_fields.show(path) for path in _fields.leaves(element))
             fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
             came = f"{self.seed_key!r} is taken in a record with {names}"
@@ -124,6 +129,9 @@ class RecordSeed(grain.transforms.RandomMap):
                     names = sorted(_fields.show(path) for path in _fields.leaves(record))
                     came = f"no field {key!r} among {names}"
                     fix = f"{did_you_mean(key, names)}pass the name as id_key"
+                    lists = [k for k, v in _fields.leaves(record).items() if isinstance(v, list)]
+                    if any(str(key).startswith(f"{_fields.show(path)}/") for path in lists):
+                        fix = "lists are not looked into: let it be a tuple or a dict"
                     fail(KeyError, where, came, f"a field {key!r} in the record", fix)
                 ids.append(_encode(str(key), _fields.get(record, path)))
             return _hash(self.seed, *ids)
@@ -181,7 +189,7 @@ def _encode(key: str, value: Any) -> bytes:
 
 
 EQUAL_SEEDS = (
-    "grain_mix: several records of one batch have the same seed, more than chance explains, so "
+    "several records of one batch have the same seed, more than chance explains, so "
     "they are mixed alike. It happens when datasets that each have the same .seed(...) are "
     "interleaved, when RecordSeed comes before a FlatMap, and when records are repeated or padded. "
     "Use gm.RecordSeed(id_key=...) with fields that tell the records apart, after the FlatMap; "
@@ -195,10 +203,4 @@ def warn_of_equal_seeds(seeds: np.ndarray, valid: Iterable[np.ndarray | None] = 
     seeds = seeds[np.logical_and.reduce(known)] if known else seeds
     equal = len(seeds) - len(set(seeds.tolist()))
     if equal and is_no_chance(equal, len(seeds) * (len(seeds) - 1) / 2**33):
-        warn_once()
-
-
-@functools.cache
-def warn_once() -> None:
-    """Warns of equal seeds, once per process."""
-    warnings.warn(EQUAL_SEEDS, UserWarning, stacklevel=4)
+        warn_once("equal seeds", EQUAL_SEEDS)

@@ -153,6 +153,8 @@ CALLS = [
     call(TypeError, "image_shape=4 … shape … B first", CUTMIX.draw, SEEDS, 4),
     call(TypeError, "image_shape=(4, 6.0) … shape … B first", CUTMIX.draw, SEEDS, (4, 6.0)),
     call(ValueError, "image_shape … [4, 6] … axes … [B, T]", CUTMIX.draw, SEEDS, (4, 6)),
+    call(ValueError, "image_shape … axes 3 and 4", CUTMIX.draw, SEEDS, (4, 6, 8, 5, 7, 9, 3)),
+    call(ValueError, "image_shape … [B, T, D, H, W, C]", CUTMIX.draw, SEEDS, (4, 6, 8, 5, 7, 9)),
     call(ValueError, "image_shape … (4, 6, 0) … (4, ...)", CUTMIX.draw, SEEDS, (4, 6, 0)),
     call(ValueError, "image_shape … (4, -6, 8)", CUTMIX.draw, SEEDS, (4, -6, 8)),
     call(TypeError, "images … array … np.asarray(images)", gm.mixup, [[1]], LAM, PARTNER),

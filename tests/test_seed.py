@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import types
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -183,6 +184,15 @@ def test_parameters() -> None:
             gm.RecordSeed(**fields)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match=r"no field 'indx' among .*did you mean 'index'"):
         gm.RecordSeed(id_key="indx").random_map({"index": 1})
+    views = {"views": [{"id": 1}, {"id": 2}]}
+    with pytest.raises(KeyError, match=r"'views/0/id' among .*lists are not looked into.*tuple or"):
+        gm.RecordSeed(id_key="views/0/id").random_map(views)
+    for numbered in ({0: 1, 1: 2}, (1, {0: 1, 1: 2})):
+        with pytest.raises(TypeError, match=r"\[0, 1\] as keys.*that are strings; rename.*a tuple"):
+            gm.RecordSeed(id_key=0).random_map(numbered)
+    mapping = types.MappingProxyType({"index": 1})
+    seed = gm.RecordSeed(id_key="index")
+    assert seed.random_map(mapping) == seed.random_map({"index": 1})
     with pytest.raises(TypeError, match=r"given to \.map.*use \.random_map\(gm\.RecordSeed\(\)\)"):
         dataset().map(gm.RecordSeed())[0]
     for wrong in (

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pickle
 import re
+import warnings
 import zlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from common import KINDS, assert_same, everywhere, over
 from programs import Points, all_kinds, batch_of, coins, fog
 
 import grain_mix as gm
-from grain_mix import _fields
+from grain_mix import _errors, _fields
 
 SIZE, HEIGHT, WIDTH = 8, 12, 10
 MIXUP, CUT = gm.MixUpBatch, gm.CutMixBatch
@@ -257,7 +258,8 @@ def points() -> Any:
         (MIXUP(num_classes=9), {"label": MASK}, "gm.LabelMap"),
         # Several ids, in a list or as a matrix.
         (MIXUP(num_classes=100), {"label": np.ones((SIZE, 5), int)}, "several class ids.*MultiHot"),
-        (MIXUP(), {"label": np.full((SIZE, 5), 7)}, "num_classes; lists of ids"),
+        (MIXUP(num_classes=9), {"label": np.ones((SIZE, 2), int)}, r"heads.*label\[:, 0\]"),
+        (MIXUP(), {"label": np.full((SIZE, 5), 7)}, "num_classes; lists of ids.*several heads"),
         (MIXUP(), {"label": np.full((SIZE, 5), -1)}, "integers from -1 to -1.*missing"),
         (MIXUP(), {"label": np.ones((SIZE, 1), int)}, "num_classes=K, else.*MultiHot"),
         (MIXUP(**kind(gm.MultiHot())), {"label": np.full((SIZE, 5), -1)}, "from -1 to"),
@@ -265,6 +267,7 @@ def points() -> Any:
         (MIXUP(**kind(gm.MultiHot())), {"label": np.arange(SIZE)}, "OneHot"),
         (CUT(**kind(gm.MultiHot())), {"label": np.ones((SIZE, 3, 4))}, "ValueMap"),
         (MIXUP(**kind(gm.Soft())), {"label": np.arange(SIZE)}, "OneHot or Sparse"),
+        (MIXUP(**kind(gm.Soft())), {"label": np.ones((SIZE, 5), "c8")}, "real and imaginary"),
         (MIXUP(**kind(gm.Soft(smoothing=0.1))), {"label": np.ones(SIZE)}, "smoothing=0"),
         # Soft labels, where class ids were said.
         (MIXUP(num_classes=5), {"label": np.ones((SIZE, 5))}, "leave num_classes out"),
@@ -301,6 +304,30 @@ def test_wrong_batches(
     with pytest.raises((KeyError, TypeError, ValueError)) as error:
         transform.map(make_batch(rng, **fields))
     assert re.search(message, f"{error.typename}: {error.value.args[0]}")
+
+
+@pytest.mark.parametrize(
+    ("label", "warns"),
+    [
+        ([0.0, 1, -1], True),
+        ([-1.0, 1, 1], True),
+        ([0.0, 1, 0.5], False),
+        ([-0.3, 2, 1.5], False),  # what a teacher gives
+        ([-2.0, 1, 0], False),
+    ],
+)
+def test_minus_one_in_soft_labels(label: Any, warns: bool, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, label=np.float32([label] * SIZE))
+    _errors.WARNED.discard("-1")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gm.MixUpBatch(targets={"label": gm.Soft()}).map(batch)  # as said
+        assert not caught
+        for _ in range(2):  # once is enough
+            gm.MixUpBatch().map(batch)
+    assert [bool(re.search("-1.*missing.*MultiHot", str(w.message))) for w in caught] == [
+        True
+    ] * warns
 
 
 def test_integers_under_jit_are_said(rng: np.random.Generator) -> None:

@@ -16,6 +16,7 @@ from grain_mix.targets._target import Sources, Space, Target
 
 IN_PIXELS = ("xyxy", "yxyx", "xywh", "center_xywh")
 FORMATS = (*IN_PIXELS, *(f"rel_{name}" for name in IN_PIXELS))
+WHOLE = ("xyxy", "yxyx", "xywh")  # the formats that integers may have
 THINNEST = 1e-3  # pixels of a box that can be seen
 OUTSIDE = 1.01  # pixels that a box may reach out of the image: one, and what fractions may round to
 
@@ -37,7 +38,8 @@ class Boxes(Target):
 
     Args:
         format: `"xyxy"`, `"yxyx"`, `"xywh"` or `"center_xywh"` in pixels, and with `"rel_"` before
-            it in fractions of the image's sides. TFDS has `"rel_yxyx"`, COCO's files `"xywh"`.
+            it in fractions of the image's sides. TFDS has `"rel_yxyx"`, COCO's files `"xywh"`,
+            YOLO's `"rel_center_xywh"`.
             Integers count whole pixels, `[start, stop)`.
         fields: names of fields `[B, N, ...]`, such as the classes. They come out as `[B, 2N, ...]`.
         masks: name of a field `[B, N, height, width]`, a mask for each box. It comes out as
@@ -58,7 +60,8 @@ class Boxes(Target):
 
     def __post_init__(self) -> None:
         if not isinstance(self.format, str) or self.format not in FORMATS:
-            fix = f"{did_you_mean(self.format, FORMATS)}TFDS has 'rel_yxyx', COCO's files 'xywh'"
+            fix = f"{did_you_mean(self.format, FORMATS)}TFDS has 'rel_yxyx', COCO's files 'xywh', "
+            fix += "YOLO's 'rel_center_xywh'"
             fail(ValueError, "Boxes", f"format={quote(self.format)}", f"one of {FORMATS}", fix)
         if isinstance(self.fields, str) or not isinstance(self.fields, tuple | list):
             fix = f"pass a tuple like ({self.fields!r},)"
@@ -109,8 +112,7 @@ class Boxes(Target):
         if not is_integer(boxes.dtype) and not is_float(boxes.dtype):
             fail(TypeError, "Boxes", came, "numbers [B, N, 4]", "cast them to float32 or int32")
         if len(boxes.shape) != 3 or boxes.shape[2] != 4 or boxes.shape[1] == 0:
-            fix = "pad each record to N boxes with zeros, before Batch"
-            fail(ValueError, "Boxes", came, "[B, N, 4], N > 0", fix)
+            fail(ValueError, "Boxes", came, "[B, N, 4], N > 0", _fix_for_shape(boxes.shape))
         if not is_float(boxes.dtype) and (self._is_relative or "center" in self.format):
             fix = "pass floats"
             if self._is_relative:
@@ -130,29 +132,48 @@ class Boxes(Target):
             fix = "pad boxes with zeros"
             fail(ValueError, "Boxes", f"{name!r} with NaN or infinity", "finite numbers", fix)
         size = np.array(self._size(space), np.float64)
-        low, high = self._corners(boxes.astype(np.float64), size, np)
-        if "xywh" not in self.format and (low > high).any():
-            fix = f"[x, y, width, height] has format={self.format[:-4] + 'xywh'!r}"
-            came = f"{name!r} with a first corner beyond the second"
-            fail(ValueError, "Boxes", came, f"{self.format!r}, the lower corner first", fix)
-        real = (low < high).all(-1)
-        if not real.any():
-            return
-        lowest, highest = low[real].min(0), high[real].max(0)
-        if not self._is_relative and is_float(boxes.dtype) and highest.max() <= 1 < size.min():
-            fix = f"pass format='rel_{self.format}' for fractions of the image's sides"
-            came = f"{name!r} with all boxes in the first pixel, for format={self.format!r}"
-            fail(ValueError, "Boxes", came, "boxes in pixels", fix)
-        if (lowest < -OUTSIDE).any() or (highest > size + OUTSIDE).any():
-            rows, columns = (f"{a:g} to {b:g}" for a, b in zip(lowest, highest, strict=True))
-            came = f"{name!r} with rows from {rows} and columns from {columns} (in pixels)"
-            came += f", in an image of {size[0]:g} x {size[1]:g}, for format={self.format!r}"
-            fix = "clip boxes to the image before; or are rows and columns swapped?"
-            if self._is_relative and (highest > 2 * size).any():
-                fix = f"pass format={self.format[4:]!r} for boxes in pixels"
-            fail(ValueError, "Boxes", came, "boxes inside, but for one pixel", fix)
+        wrong = self._wrong(boxes, size)
+        if wrong:
+            came, expected, fix = wrong
+            floats = is_float(boxes.dtype)
+            others = [
+                other
+                for other in sorted(FORMATS, key=lambda other: self.format not in other)
+                if (floats or other in WHOLE)
+                and not dataclasses.replace(self, format=other)._wrong(boxes, size)
+            ]
+            if others:
+                fix = (
+                    f"pass format={' or '.join(map(repr, others))} if they are meant so, else {fix}"
+                )
+            came = f"{name!r} with {came}, for format={self.format!r}"
+            fail(ValueError, "Boxes", came, expected, fix)
         if str(boxes.dtype) in WIDE:
             check_narrow("Boxes", name, boxes)
+
+    def _wrong(self, boxes: np.ndarray, size: np.ndarray) -> tuple[str, str, str] | None:
+        """What came, what was expected and the fix, if boxes do not fit this format."""
+        low, high = self._corners(boxes.astype(np.float64), size, np)
+        if "xywh" not in self.format and (low > high).any():
+            return "a first corner beyond the second", "the lower corner first", "correct them"
+        real = (low < high).all(-1)
+        if not real.any():
+            return None
+        lowest, highest = low[real].min(0), high[real].max(0)
+        fractions = is_float(boxes.dtype) and np.abs(boxes[real]).max() <= 1 < size.min()
+        if fractions and not self._is_relative:
+            return "no number above 1", "boxes in pixels", "scale them"
+        outside: Any = OUTSIDE
+        if is_float(
+            boxes.dtype
+        ):  # of few bits, whose sums of a corner and a side may be off by one
+            outside = outside + size * float(jnp.finfo(boxes.dtype).eps)
+        if (lowest < -outside).any() or (highest > size + outside).any():
+            rows, columns = (f"{a:g} to {b:g}" for a, b in zip(lowest, highest, strict=True))
+            came = f"rows from {rows} and columns from {columns} (in pixels)"
+            came += f", in an image of {size[0]:g} x {size[1]:g}"
+            return came, "boxes inside, but for one pixel", "clip boxes to the image before"
+        return None
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Those of the masks, which have rows first."""
@@ -253,6 +274,20 @@ class Boxes(Target):
         """The visible part of a box's area, 0 for padding and below `min_visible`."""
         fraction = jnp.where(area > 0, visible / jnp.where(area > 0, area, np.float32(1)), 0)
         return jnp.where(fraction < np.float32(self.min_visible), np.float32(0), fraction)
+
+
+def _fix_for_shape(shape: tuple[int, ...]) -> str:
+    """What to do with boxes that are not `[B, N, 4]`."""
+    if len(shape) == 4 and shape[3] == 4:
+        return "reshape them to [B, T * N, 4], and what comes out to [B, -1, T, N, 4]"
+    if len(shape) == 3 and shape[2] in (5, 6):
+        fix = (
+            "split off what is no corner, such as the class, boxes[..., :4], and name it in fields"
+        )
+        return f"{fix}; for rotated boxes write a kind of your own, from gm.Target"
+    if len(shape) >= 3 and shape[-1] != 4:
+        return "for polygons and the like write a kind of your own, from gm.Target"
+    return "pad each record to N boxes with zeros, before Batch"
 
 
 Corners = tuple[jax.Array, ...]  # [B, N, 2] each, in pixels, rows first

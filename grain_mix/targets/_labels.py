@@ -19,11 +19,17 @@ from grain_mix._dtypes import (
     is_integer,
     native_fix,
 )
-from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
+from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote, warn_once
 from grain_mix._laws import check_number
 from grain_mix.targets._target import Sources, Space, Target, values
 
 MOST_CLASSES = 2**31 - 1  # as int32 counts them
+MINUS_ONE = (
+    "the label {name!r} has -1 beside zeros and ones, and numbers are averaged. If -1 stands for "
+    "an uncertain or a missing label, give it a probability, keep it out of the loss, and pass "
+    "targets={{{name!r}: gm.MultiHot()}}, which refuses -1. If it is a number, pass "
+    "targets={{{name!r}: gm.Soft()}}."
+)
 
 
 @explains_mistakes
@@ -70,7 +76,9 @@ class MultiHot(Target):
     """Any number of classes for each image: zeros and ones, or probabilities, for each class.
 
     In: numbers in [0, 1] of any dtype, `[B, K]`; where the transform cuts nothing also
-    `[B, ..., K]`. Out: `float32`, the same shape, averaged with the label weights.
+    `[B, ..., K]`. Out: `float32`, the same shape, averaged with the label weights. Under `jit`,
+    where values are not known, numbers outside [0, 1], such as -1 for a missing label, are not
+    noticed.
 
     Args:
         smoothing: ε in [0, 1], towards 1/2: `y·(1-ε) + ε/2`, as in timm's `multi_label`.
@@ -191,9 +199,10 @@ class Ready(Soft):
             if is_integer(array.dtype) and not ((array == 0) | (array == 1)).all():
                 came = f"{name!r} has integers from {array.min()} to {array.max()}"
                 fix = (
-                    "for class ids pass num_classes; lists of ids must become zeros and ones; say "
+                    "for class ids pass num_classes; lists of ids must become zeros and ones, ids "
                 )
-                fix += "what is missing with targets= and gm.MultiHot() or gm.Soft()"
+                fix += "of several heads a field each; say what is missing with targets= and "
+                fix += "gm.MultiHot() or gm.Soft()"
                 fail(ValueError, where, came, "zeros and ones", fix)
             sums = array.sum(-1, dtype=np.float64) if self.smoothing else np.ones(1)
             rounding = float(jnp.finfo(array.dtype).eps) if is_float(array.dtype) else 0.0
@@ -204,6 +213,8 @@ class Ready(Soft):
                 fail(ValueError, where, f"{came}, with label_smoothing", "sums of 1", fix)
             if is_float(array.dtype):
                 super().check(name, array, space)
+                if array.min() == -1 and ((array == 0) | (abs(array) == 1)).all():
+                    warn_once("-1", MINUS_ONE.format(name=name))
             return
         check_numbers(where, name, array)
         check_no_map(where, name, array, space)
@@ -338,6 +349,8 @@ def check_numbers(where: str, name: str, array: Any) -> None:
     """Checks that a label consists of numbers."""
     if not (is_integer(array.dtype) or is_float(array.dtype) or str(array.dtype) == "bool"):
         fix = native_fix(array.dtype) or "encode it as numbers, or leave it out"
+        if array.dtype.kind == "c":
+            fix = "convert it to magnitudes, or to real and imaginary parts, [..., 2]"
         fail(TypeError, where, f"{name!r} is {describe(array)}", "numbers", fix)
 
 
@@ -362,8 +375,13 @@ def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> No
         if len(array.shape) == 1:
             fix = f"cast class ids to integers; other numbers are targets={{{name!r}: gm.Soft()}}"
         fail(TypeError, where, came, expected, fix)
-    fix = "for several class ids in one image make them zeros and ones [B, K], as gm.MultiHot() "
-    fix += "takes them; class ids for each position are gm.LabelMap()"
+    fix = (
+        "class ids of several heads are a field each, label[:, 0] and so on; for several class ids "
+    )
+    fix += (
+        "of one head make them zeros and ones [B, K], as gm.MultiHot() takes them; class ids for "
+    )
+    fix += "each position are gm.LabelMap()"
     fail(ValueError, where, came, expected, fix)
 
 
