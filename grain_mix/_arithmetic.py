@@ -13,12 +13,7 @@ Arrays = Sequence[jax.Array]
 
 
 def weighted_mean(
-    xs: Arrays,
-    weights: Arrays,
-    dtype: Any = None,
-    *,
-    in_16_bits: bool = False,
-    is_rounded: bool = False,
+    xs: Arrays, weights: Arrays, dtype: Any = None, *, in_16_bits: bool = False
 ) -> jax.Array:
     """`Σ w_r·x_r`, for `float32` weights in units of 2⁻²⁴ that sum to 1 and broadcast.
 
@@ -30,14 +25,22 @@ def weighted_mean(
         dtype: a float of 16 bits where `xs` and the result are its bits, as `uint16`.
         in_16_bits: whether two bytes are weighed in words of 16 bits, of which a CPU multiplies
             more at a time. The result is the same.
-        is_rounded: whether each product of floats is rounded before it is added, in every program.
     """
     if dtype is None and jnp.issubdtype(xs[0].dtype, jnp.integer):
         return _mean_of_integers(xs, weights, in_16_bits)
     floats = xs if dtype is None else [jax.lax.bitcast_convert_type(x, dtype) for x in xs]
-    mixed = mean_of_floats(floats, weights, is_rounded=is_rounded)
+    mixed = mean_of_floats(floats, weights)
     mixed = mixed if dtype is None else jax.lax.bitcast_convert_type(mixed, jnp.uint16)
     return copied(xs, weights, mixed)
+
+
+def exact_mean(xs: Arrays, weights: Arrays) -> jax.Array:
+    """`Σ w_r·x_r` of `float32`, with the same bits in every program and on every platform."""
+    terms = [jnp.where(w == 0, np.float32(0), x) for x, w in zip(xs, weights, strict=True)]
+    total = multiply_add(weights[0], terms[0], rounded(weights[1] * terms[1]))
+    for x, weight in zip(terms[2:], weights[2:], strict=True):
+        total = multiply_add(weight, x, total)
+    return copied(xs, weights, total)
 
 
 def copied(xs: Arrays, weights: Arrays, mixed: jax.Array) -> jax.Array:
@@ -50,20 +53,47 @@ def copied(xs: Arrays, weights: Arrays, mixed: jax.Array) -> jax.Array:
     return mixed
 
 
-def mean_of_floats(xs: Arrays, weights: Arrays, *, is_rounded: bool = False) -> jax.Array:
+def mean_of_floats(xs: Arrays, weights: Arrays) -> jax.Array:
     """`Σ w_r·x_r` of floats, summed in `float32` in the order of the sources.
 
     Where a weight is 1 of two, 0·inf makes it NaN.
     """
     terms = [w * x.astype(jnp.float32) for x, w in zip(xs, weights, strict=True)]
-    if is_rounded:
-        terms = [rounded(term) for term in terms]
     if len(xs) > 2:
         terms = [jnp.where(w == 0, np.float32(0), t) for t, w in zip(terms, weights, strict=True)]
     total = terms[0]
     for term in terms[1:]:
         total = total + term
     return total.astype(xs[0].dtype)
+
+
+@jax.custom_jvp
+def multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """`a·b + c` of `float32`, rounded once, as a processor's own instruction does.
+
+    Compilers use that instruction in one program and not in another. So what the product loses, and
+    what the sum loses, are computed (Dekker, https://doi.org/10.1007/BF01397083) and added.
+    """
+    product = rounded(a * b)
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    lost = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    total = product + c
+    added = total - product
+    lost = lost + ((product - (total - added)) + (c - added))
+    return jnp.where(jnp.isfinite(lost), total + lost, total)
+
+
+@multiply_add.defjvp
+def _tangents(primals: Any, tangents: Any) -> Any:
+    (a, b, c), (da, db, dc) = primals, tangents
+    return multiply_add(a, b, c), da * b + a * db + dc
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two floats of 12 bits that sum to `x`: products of such are exact."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & np.uint32(0xFFFFF000)
+    high = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return high, x - high
 
 
 def rounded(x: jax.Array) -> jax.Array:

@@ -26,6 +26,14 @@ def as_name(where: str, option: str, value: Any) -> str:
     return value
 
 
+def as_names(where: str, field: str, value: Any) -> tuple[str, ...]:
+    """A tuple of names of fields."""
+    if isinstance(value, str) or not isinstance(value, tuple | list):
+        fix = f"pass a tuple like ({value!r},)"
+        fail(TypeError, where, f"{field}={quote(value)}", "a tuple of names", fix)
+    return tuple(as_name(where, field, name) for name in value)
+
+
 def check_container(where: str, batch: Any) -> None:
     """Checks that a batch has named fields, or is a tuple of fields."""
     if not isinstance(batch, Mapping | tuple):
@@ -166,38 +174,37 @@ def show(path: Path) -> str:
     return "/".join(map(str, path))
 
 
-def signature(tree: Any, names: Iterable[str]) -> Hashable:
-    """Equal for trees in which fields of these names are treated alike.
+def heads(names: Iterable[str]) -> frozenset[str]:
+    """These names of fields, and the names of all that they are in."""
+    parts = [name.split("/") for name in names]
+    return frozenset("/".join(each[:end]) for each in parts for end in range(1, len(each) + 1))
+
+
+def signature(tree: Any, names: frozenset[str]) -> Hashable:
+    """Equal for trees in which the fields of these `heads` are treated alike.
 
     The structure, and the type, shape and dtype of each such field. Others have a name alone.
     """
     if isinstance(tree, Mapping):
         return dict, *((key, _signature_of(key, value, names)) for key, value in tree.items())
-    if isinstance(tree, tuple):
-        names = [_counted_from_front(name, len(tree)) for name in names]
-        parts: list[Hashable] = [_signature_of(i, value, names) for i, value in enumerate(tree)]
-        if has_end(tree):
-            parts.append(signature(tree[-1], names))
-        return type(tree), *parts
-    return ()
+    size = len(tree)
+    counted = {  # a position may be counted from the end
+        f"{int(first) % size}{slash}{rest}"
+        for first, slash, rest in (name.partition("/") for name in names)
+        if size and first.removeprefix("-").isdecimal()
+    }
+    parts = [_signature_of(i, value, frozenset(counted)) for i, value in enumerate(tree)]
+    return type(tree), *parts, *([signature(tree[-1], names)] if has_end(tree) else [])
 
 
-def _signature_of(key: Any, value: Any, names: Iterable[str]) -> Hashable:
-    step = f"{key}/"
-    below = [name[len(step) :] for name in names if name.startswith(step)]
+def _signature_of(key: Any, value: Any, names: frozenset[str]) -> Hashable:
     if isinstance(value, Mapping | tuple):
-        return signature(value, below)
-    if below or str(key) in names:
-        return (type(value), getattr(value, "shape", None), getattr(value, "dtype", None))
+        step = f"{key}/"
+        below = (name.removeprefix(step) for name in names if name.startswith(step))
+        return signature(value, frozenset(below))
+    if str(key) in names:
+        return type(value), getattr(value, "shape", None), getattr(value, "dtype", None)
     return None
-
-
-def _counted_from_front(name: str, length: int) -> str:
-    """A name, whose position in a tuple may be counted from its end."""
-    first, slash, rest = name.partition("/")
-    if first.startswith("-") and first[1:].isdecimal():
-        return f"{int(first) % length}{slash}{rest}" if length else name
-    return name
 
 
 def replace(tree: Any, new: Mapping[Path, Any]) -> Any:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grain_mix import _draw
-from grain_mix._draw import Draw, Rule
+from grain_mix._draw import Draw
+from grain_mix._fields import heads
+from grain_mix._rules import Rule, draw_parameters, share_seeds
 from grain_mix._sources import Source, neighbours
 from grain_mix.targets import Space, Target, ValueMap
 
@@ -86,6 +87,18 @@ class Setup:
         return {**dict.fromkeys(self.images, ValueMap()), **self.targets}
 
     @functools.cached_property
+    def kinds_of_targets(self) -> tuple[tuple[str, Target], ...]:
+        """The targets, as their items."""
+        return tuple(self.targets.items())
+
+    @functools.cached_property
+    def heads(self) -> frozenset[str]:
+        """The names of all fields that matter, and of all that they are in."""
+        names = [*self.needed, self.seed_key, *filter(None, (self.valid_key, self.unnamed))]
+        names += [f"{key}/{name}" for key in self.partner_keys for name in names]
+        return heads(names)
+
+    @functools.cached_property
     def needed(self) -> tuple[str, ...]:
         """The names of all fields that mixing needs."""
         reads = [name for kind in self.targets.values() for name in kind.reads]
@@ -144,10 +157,10 @@ def draw_fields(setup: Setup, inputs: Inputs, lengths: tuple[int, ...]) -> Draw:
     """The parameters of each record, with images of these lengths."""
     rule = setup.rule
     fields = [{name: source[name].value for name in rule.reads} for source in bring(setup, inputs)]
-    return _draw.draw(
+    return draw_parameters(
         rule,
         setup.prob,
-        _draw.share_seeds(setup.mode, inputs.seeds),
+        share_seeds(setup.mode, inputs.seeds),
         lengths,
         valid=inputs.valid,
         fields=fields if rule.reads else (),

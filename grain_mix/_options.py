@@ -5,10 +5,9 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from grain_mix._errors import did_you_mean, fail, is_int, kind, quote
 from grain_mix._fields import as_name
+from grain_mix._fields import as_names as as_names
 from grain_mix._fixed_point import ONE
 from grain_mix._identity import check_frozen
 from grain_mix._identity import identity as identity
@@ -92,14 +91,6 @@ def as_sources(where: str, field: str, value: Any) -> int:
         fix = "pass 2 for pairs, or 3 for three records in one"
         fail(error, where, f"{field}={quote(value)}", f"an int from 2 to {MOST_SOURCES}", fix)
     return int(value)
-
-
-def as_names(where: str, field: str, value: Any) -> tuple[str, ...]:
-    """A tuple of names of fields."""
-    if isinstance(value, str) or not isinstance(value, tuple | list):
-        fix = f"pass a tuple like ({value!r},)"
-        fail(TypeError, where, f"{field}={quote(value)}", "a tuple of names", fix)
-    return tuple(as_name(where, field, name) for name in value)
 
 
 def as_partners(where: str, field: str, value: Any) -> str | tuple[str, ...]:

@@ -9,12 +9,12 @@ import jax
 
 from grain_mix import _fields, _maps
 from grain_mix._axes import axes_of
-from grain_mix._draw import ByMap
 from grain_mix._dtypes import check_pixels, narrow_dtype
 from grain_mix._errors import describe, fail, is_array
 from grain_mix._errors import kind as kind_of
 from grain_mix._fields import Path
 from grain_mix._mixing import Arrays, Inputs, Mixing, Setup, as_dict, fields_of, one_record
+from grain_mix._rules import ByMap
 from grain_mix._trace import check_pure
 from grain_mix.targets import Space, Target
 
@@ -79,7 +79,7 @@ class Plan:
     def check_values(self, inputs: Inputs) -> None:
         """Checks values, where they are known."""
         setup = self.mixing.setup
-        for name, kind in setup.targets.items():
+        for name, kind in setup.kinds_of_targets:
             for fields, above in zip(inputs.fields, ("", *setup.partner_keys), strict=False):
                 known = {
                     key: _fields.known(value)
@@ -120,9 +120,8 @@ def plan_of(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
 
     Of fields that pass through only the names matter, and not what they hold.
     """
-    names = [*setup.needed, setup.seed_key, *filter(None, (setup.valid_key, setup.unnamed))]
-    names += [f"{key}/{name}" for key in setup.partner_keys for name in names]
-    key = setup, _fields.signature(batch, names), has_key
+    _fields.check_container(setup.caller, batch)
+    key = setup, _fields.signature(batch, setup.heads), has_key
     found = _plans.get(key)
     if found is None:
         made = make(setup, batch, has_key=has_key)
@@ -136,7 +135,6 @@ def plan_of(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
 def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
     """Finds and checks the fields of a batch, of which only names, shapes and dtypes matter."""
     caller, rule = setup.caller, setup.rule
-    _fields.check_container(caller, batch)
 
     # --- the partners that records bring ---------------------------------------------------------
 

@@ -9,14 +9,15 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import ArrayLike
 
-from grain_mix import _draw, _fields, _maps, _sharding
+from grain_mix import _fields, _maps, _sharding
 from grain_mix._axes import axes_of
 from grain_mix._bits import random_bits, seeds_of_key, words_of_key
-from grain_mix._draw import ByMap, Draw
+from grain_mix._draw import Draw
 from grain_mix._errors import describe, fail, is_array, is_int, quote
 from grain_mix._guards import into_jax
 from grain_mix._mixing import Arrays, Inputs, Mixing, Setup, draw_fields
 from grain_mix._plan import Plan, Spec, check_seeds, check_valid, plan_of
+from grain_mix._rules import ByMap, share_seeds
 from grain_mix._seed import warn_of_equal_seeds
 
 # --- what is compiled, once for each way to mix and for each size of its fields ------------------
@@ -92,7 +93,7 @@ def _anywhere(mixing: Mixing, inputs: Inputs, size: int, has_key: bool) -> tuple
     _sharding.check_groups(setup.caller, size, slices, setup.group)
     seeds = inputs.seeds
     if setup.mode == "batch":  # whose first record is in one of the slices only
-        seeds = _sharding.gathered(functools.partial(_draw.share_seeds, "batch"), seeds)
+        seeds = _sharding.gathered(functools.partial(share_seeds, "batch"), seeds)
     if has_key:
         seeds = jax.sharding.reshard(seeds, split)
     return _by_slices(mixing, inputs._replace(seeds=seeds), split)
@@ -172,7 +173,7 @@ def _check_lam(plan: Plan, inputs: Inputs, lam: Any) -> None:
 
 def _refuse_weights(setup: Setup, seeds: Any, lam: Any, lengths: tuple[int, ...]) -> None:
     assert isinstance(setup.rule, ByMap)
-    shared = _draw.share_seeds(setup.mode, _sharding.as_array(seeds))
+    shared = share_seeds(setup.mode, _sharding.as_array(seeds))
     seed = shared[int(np.argmax(np.isnan(lam)))]
     came = f"weight_map gives weights outside for seed {seed}"
     if not setup.rule.reads:

@@ -10,11 +10,11 @@ from jax.sharding import Sharding
 
 from grain_mix import _fields, _sharding
 from grain_mix._axes import axes_in
-from grain_mix._draw import ByMap
 from grain_mix._errors import is_array
 from grain_mix._guards import into_jax
 from grain_mix._mixing import Setup
 from grain_mix._plan import plan_of
+from grain_mix._rules import ByMap
 
 Struct = grain.experimental.ShapeDtypeStruct
 UNKNOWN = (8, 16)  # what an unknown length is tried as: what differs then is unknown as well

@@ -13,12 +13,13 @@ from jax.typing import ArrayLike
 
 from grain_mix import _maps, _options, _run, _sharding, _spec
 from grain_mix._axes import as_axes
-from grain_mix._draw import ByMap, CutMix, Draw, Either, MixUp, MixUpOfMany, Mosaic, Rule
+from grain_mix._draw import Draw
 from grain_mix._errors import explains_mistakes, fail
 from grain_mix._fields import as_name
-from grain_mix._laws import Beta, check_law, law_of
+from grain_mix._laws import Beta, Law, check_law, law_of
 from grain_mix._mixing import Setup
 from grain_mix._options import checked_by, optional
+from grain_mix._rules import ByMap, CutMix, Either, MixUp, MixUpOfMany, Mosaic, Rule
 from grain_mix.targets import OneHot, Target
 from grain_mix.targets._labels import Ready
 
@@ -315,7 +316,7 @@ class MixUpBatch(Transform):
     (3, 3)
     """
 
-    alpha: float | Beta = field(default=0.2, metadata=checked_by(check_law))
+    alpha: float | Law = field(default=0.2, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     sources: int = field(default=2, metadata=checked_by(_options.as_sources))
 
@@ -369,7 +370,7 @@ class CutMixBatch(Transform):
     True
     """
 
-    alpha: float | Beta = field(default=1.0, metadata=checked_by(check_law))
+    alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     minmax: tuple[float, float] | None = field(
         default=None, metadata=checked_by(optional(_options.as_minmax))
@@ -409,8 +410,8 @@ class MixBatch(Transform):
     True
     """
 
-    mixup_alpha: float | Beta = field(default=0.8, metadata=checked_by(check_law))
-    cutmix_alpha: float | Beta = field(default=1.0, metadata=checked_by(check_law))
+    mixup_alpha: float | Law = field(default=0.8, metadata=checked_by(check_law))
+    cutmix_alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     switch_prob: float = field(default=0.5, metadata=checked_by(_options.as_chance))
     cutmix_minmax: tuple[float, float] | None = field(
@@ -518,7 +519,7 @@ class WeightMapMixBatch(Transform):
     """
 
     weight_map: _maps.WeightMap = field(metadata=checked_by(_maps.check_function))
-    alpha: float | Beta = field(default=1.0, metadata=checked_by(check_law))
+    alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     reads: tuple[str, ...] = field(default=(), metadata=checked_by(_options.as_names))
 

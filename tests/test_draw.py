@@ -13,7 +13,7 @@ import scipy.stats
 from common import Rng, data_loader
 
 import grain_mix as gm
-from grain_mix import _draw, _laws
+from grain_mix import _laws, _rules
 
 N = 100_000
 ALPHAS = [0.05, 0.2, 1.0, 8.0]
@@ -26,7 +26,7 @@ def seeds(rng: Rng) -> np.ndarray:
     return rng.integers(2**32, size=N, dtype=np.uint32)
 
 
-def draw(transform: Any, seeds: np.ndarray, *shape: int) -> _draw.Draw:
+def draw(transform: Any, seeds: np.ndarray, *shape: int) -> gm.Draw:
     return jax.tree.map(np.asarray, transform.draw(seeds, (len(seeds), *shape)))
 
 
@@ -171,7 +171,7 @@ def test_sides_are_exact_where_a_root_would_round() -> None:
             begin = -(-(2**24) * fractions.Fraction(side, length) ** n // 1)
             weights = np.array([int(begin) - 1, int(begin)], np.uint32)
             centre = np.full(2, length // 2, np.uint32)
-            box = np.asarray(_draw.box_about(centre, length, weights, n))
+            box = np.asarray(_rules.box_about(centre, length, weights, n))
             assert (box[:, 1] - box[:, 0]).tolist() == [side - 1, side]
 
 

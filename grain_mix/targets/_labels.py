@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._arithmetic import rounded, weighted_mean
+from grain_mix._arithmetic import exact_mean, multiply_add
 from grain_mix._draw import Draw
 from grain_mix._dtypes import (
     WIDE,
@@ -314,7 +314,7 @@ def shares_along(draw: Draw, x: jax.Array) -> list[jax.Array]:
 def mean(xs: list[jax.Array], draw: Draw) -> jax.Array:
     """`Σ w_r·x_r` in `float32`, with the shares as weights."""
     xs = [x.astype(jnp.float32) for x in xs]
-    return weighted_mean(xs, shares_along(draw, xs[0]), is_rounded=True)
+    return exact_mean(xs, shares_along(draw, xs[0]))
 
 
 def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
@@ -325,7 +325,7 @@ def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
     """
     if not smoothing:
         return mixed
-    return rounded(mixed * np.float32(1 - smoothing)) + np.float32(smoothing / classes)
+    return multiply_add(mixed, jnp.float32(1 - smoothing), jnp.float32(smoothing / classes))
 
 
 # --- checks -----------------------------------------------------------------------------------
