@@ -25,6 +25,8 @@ TRANSFORMS: dict[str, Any] = {
     "MixUp": gm.MixUpBatch,
     "CutMix": gm.CutMixBatch,
     "both": gm.MixBatch,
+    "MixUp of 4": functools.partial(gm.MixUpBatch, sources=4),
+    "a mosaic": gm.MosaicBatch,
     "a bool map": functools.partial(gm.WeightMapMixBatch, _maps.band),
     "a float map": functools.partial(gm.WeightMapMixBatch, _maps.fade),
 }

@@ -1,4 +1,4 @@
-"""What tells two parameters apart: compiled programs are shared by those that are alike."""
+"""Which parameters are alike, so that they share compiled programs."""
 
 import dataclasses
 import functools

@@ -92,7 +92,7 @@ def dtype_of(
     spec = check_pure(
         where,
         "weight_map",
-        functools.partial(_as_it_is, function, lengths),
+        lambda key, lam, *read: function(key, lam, lengths, *read),
         key,
         lam,
         *([fields, fields] if read else []),
@@ -118,7 +118,3 @@ def dtype_of(
 
 
 IMPL = "threefry2x32"
-
-
-def _as_it_is(function: WeightMap, lengths: tuple[int, ...], key: Any, lam: Any, *read: Any) -> Any:
-    return function(key, lam, lengths, *read)

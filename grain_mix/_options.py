@@ -13,11 +13,13 @@ from grain_mix._identity import check_frozen
 from grain_mix._identity import identity as identity
 from grain_mix._laws import check_number
 from grain_mix.targets import Target
-from grain_mix.targets._labels import check_count
+from grain_mix.targets._labels import check_count, check_smoothing
 
 MODES = ("elem", "pair", "batch")
 MOST_SOURCES = 8
 Check = Callable[[str, str, Any], Any]  # (transform, field, value) -> the value to keep
+as_smoothing = check_smoothing
+ONE_LABEL = 'for several labels pass targets={"breed": gm.OneHot(120), "age": gm.Soft()}'
 
 
 def checked_by(check: Check) -> dict[str, Check]:
@@ -29,8 +31,10 @@ def check_all(transform: Any) -> None:
     """Checks each field, and keeps its value as a plain float, int, string or tuple."""
     where = type(transform).__name__
     for field in dataclasses.fields(transform):
-        checked = field.metadata["check"](where, field.name, getattr(transform, field.name))
-        object.__setattr__(transform, field.name, checked)
+        check = field.metadata.get("check")  # there is none in fields that a subclass adds
+        if check is not None:
+            checked = check(where, field.name, getattr(transform, field.name))
+            object.__setattr__(transform, field.name, checked)
 
 
 def optional(check: Check) -> Check:
@@ -46,11 +50,6 @@ def as_chance(where: str, field: str, value: Any) -> float:
         fix = f"chances count in steps of 1/{ONE}: round it"
         fail(ValueError, where, f"{field}={quote(value)}", expected, fix)
     return chance
-
-
-def as_smoothing(where: str, field: str, value: Any) -> float:
-    """A label's smoothing."""
-    return check_number(where, field, value, 1, "pass one like 0.1")
 
 
 def as_mode(where: str, field: str, value: Any) -> str:
@@ -105,8 +104,7 @@ def as_partners(where: str, field: str, value: Any) -> str | tuple[str, ...]:
 def as_classes(where: str, field: str, value: Any) -> int:
     """A number of classes."""
     if isinstance(value, tuple | list):
-        fix = 'for several labels pass targets={"breed": gm.OneHot(120), "age": gm.Soft()}'
-        fail(TypeError, where, f"{field}={quote(value)}", "one int", fix)
+        fail(TypeError, where, f"{field}={quote(value)}", "one int", ONE_LABEL)
     return check_count(where, value)
 
 
@@ -122,8 +120,7 @@ def as_images(where: str, field: str, value: Any) -> str | tuple[str, ...]:
 def as_label(where: str, field: str, value: Any) -> str:
     """The name of a label."""
     if isinstance(value, tuple | list):
-        fix = 'for several labels pass targets={"breed": gm.OneHot(120), "age": gm.Soft()}'
-        fail(TypeError, where, f"{field}={quote(value)}", "one name, or None", fix)
+        fail(TypeError, where, f"{field}={quote(value)}", "one name, or None", ONE_LABEL)
     return as_name(where, field, value)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from grain_mix import _fields, _maps
-from grain_mix._axes import axes_of
+from grain_mix._axes import axes_of, check_axes_to_cut
 from grain_mix._dtypes import check_pixels, narrow_dtype
 from grain_mix._errors import describe, fail, is_array
 from grain_mix._errors import kind as kind_of
@@ -293,6 +293,8 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
     if 0 in first.shape:
         check_pixels(caller, name, first, rule.blends)
     axes = axes_of(caller, setup.spatial_axes, name, first.shape) if needs_axes else ()
+    if rule.has_papers_box:
+        check_axes_to_cut(caller, axes, name, first.shape)
     lengths = tuple(first.shape[axis] for axis in axes)
     read = {name: arrays[name] for name in rule.reads}
     map_dtype = None if function is None else _maps.dtype_of(caller, function, lengths, read)

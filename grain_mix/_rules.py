@@ -88,6 +88,11 @@ class CutMix(Rule):
     minmax: tuple[float, float] | None
     cuts = True
 
+    @property
+    def has_papers_box(self) -> bool:
+        """Not with `minmax`."""
+        return self.minmax is None
+
     def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...], fields: Any) -> Draw:
         """A box, and λ by its pixels."""
         box_weight = np.uint32(ONE) - _laws.draw(bits.quantile, self.law)
@@ -116,6 +121,11 @@ class Either(Rule):
     switch_prob: float
     blends = True
     cuts = True
+
+    @property
+    def has_papers_box(self) -> bool:
+        """As CutMix."""
+        return self.cutmix.has_papers_box
 
     def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...], fields: Any) -> Draw:
         """A box or a λ, the other of them empty or 1."""

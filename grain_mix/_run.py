@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import ArrayLike
 
 from grain_mix import _fields, _maps, _sharding
-from grain_mix._axes import axes_of
+from grain_mix._axes import axes_of, check_axes_to_cut
 from grain_mix._bits import random_bits, seeds_of_key, words_of_key
 from grain_mix._draw import Draw
 from grain_mix._errors import describe, fail, is_array, is_int, quote
@@ -211,6 +211,8 @@ def draw(
     axes: tuple[int, ...] = ()
     if by_map or setup.rule.cuts:
         axes = axes_of(caller, setup.spatial_axes, "image_shape", shape)
+    if setup.rule.has_papers_box:
+        check_axes_to_cut(caller, axes, "image_shape", shape)
     lengths = tuple(shape[axis] for axis in axes)
     read = _fields_to_read(setup, fields or {}, size)
     with into_jax():

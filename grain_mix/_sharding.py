@@ -166,6 +166,11 @@ def explicit_split(where: str, fields: Mapping[str, jax.Array]) -> NamedSharding
             fix = "bring it there with jax.sharding.reshard, or use a mesh of Auto axes"
             expected = f"{PartitionSpec(first.spec[0])}, the same split of axis 0 for all fields"
             fail(ValueError, where, came, expected, fix)
+    mapped = jax.sharding.get_abstract_mesh().manual_axes
+    if mapped:
+        came = f"a shard_map over {mapped}, whose shards {PartitionSpec(*first.spec)} splits further"
+        fix = "name all axes that split the batch in axis_names and in_specs of the shard_map"
+        fail(NotImplementedError, where, came, "shards that are whole", fix)
     return NamedSharding(first.mesh, PartitionSpec(first.spec[0]))
 
 
@@ -188,7 +193,13 @@ def check_sharding(where: str, field: str, sharding: Any) -> Sharding:
         came = f"sharding={quote(sharding)}, which names no devices"
         fix = "build the mesh with jax.make_mesh, or pass sharding=None and call mix under jit"
         fail(ValueError, where, came, "a sharding over a mesh of devices", fix)
-    spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
+    if isinstance(sharding, NamedSharding) and AxisType.Manual in sharding.mesh.axis_types:
+        came, fix = f"sharding={quote(sharding)}", "build the mesh with jax.make_mesh"
+        fail(ValueError, where, came, "a mesh without Manual axes, which shard_map makes", fix)
+    if PartitionSpec.UNCONSTRAINED in spec or getattr(spec, "unreduced", None):
+        came = f"sharding with {spec}"
+        fail(ValueError, where, came, "axes that split the batch, or none", fix)
     if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
         came = f"sharding with {spec}"
         fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)

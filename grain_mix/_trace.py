@@ -56,6 +56,10 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
         came = f"{name} gave two programs when it was traced {TRACES} times, so it uses a random "
         came += "number of NumPy or Python, a counter, or something else that changes"
         fail(ValueError, where, came, "the same program each time", fix)
+    if (jax.core.Tracer,) in first[1]:
+        came = f"{name} holds a value of the function around it, which is not known"
+        advice = "pass plain numbers, and make a transform for each value"
+        fail(TypeError, where, came, "numbers that are known when it is compiled", advice)
     callback = re.search(r"\b(pure|io)_callback\[", first[0])
     if callback:
         came = f"{name} calls Python while it runs, by {callback[0][:-1]}"
@@ -97,7 +101,9 @@ def _trace(function: Callable[..., Any], specs: Any, number: int) -> tuple[Any, 
 
 
 def _bits(constant: Any) -> tuple[Any, ...]:
-    """What tells constants apart; NaN is equal to itself."""
+    """A key for a constant: the same for the same bits, NaN included."""
+    if isinstance(constant, jax.core.Tracer):
+        return (jax.core.Tracer,)
     if isinstance(constant, jax.Array) and jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
         return str(constant.dtype), *_bits(jax.random.key_data(constant))
     values = np.asarray(constant)

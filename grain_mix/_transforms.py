@@ -46,7 +46,7 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
             need: `(1, 2)` for `[B, H, W, C]`, `(2, 3)` for `[B, C, H, W]`, `(1,)` for audio
             `[B, T, ...]`, `(1, 2, 3)` for volumes. `None` is (1, 2) for `[B, H, W, C]` with C at
             most 4 and below H and W; every other shape must name its axes, where they are needed.
-            Along an axis of length 1 the paper's box is always empty, so leave such an axis out.
+            Along an axis of length 1 the paper's box is always empty: leave such an axis out.
         seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
         valid_key: name of a field `bool [B]` that is `False` for padding. A record is mixed if it
             is real, and its partner is. The field passes through. `None`: all records are real.

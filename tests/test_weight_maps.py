@@ -351,6 +351,14 @@ def striped(width: int, key: Any, lam: Any, lengths: Any) -> Any:
     return jnp.broadcast_to(jnp.arange(lengths[1]) % 4 < width, lengths)
 
 
+def test_a_parameter_that_is_not_known(rng: np.random.Generator) -> None:
+    def step(batch: Any, width: Any) -> Any:
+        return by_map(functools.partial(striped, width)).mix(batch)
+
+    with pytest.raises(TypeError, match=r"^WeightMapMixBatch: .*not known; .*pass plain numbers"):
+        jax.jit(step)(batch_of(rng), 3)
+
+
 def test_copies_of_partials_share_a_program(rng: np.random.Generator) -> None:
     """A worker process unpickles a copy for each batch that it gets."""
     transform, batch = by_map(functools.partial(striped, 3), prob=0.9876), batch_of(rng)

@@ -32,6 +32,9 @@ MINUS_ONE = (
 )
 
 
+check_smoothing = functools.partial(check_number, high=1, fix="pass one like 0.1")
+
+
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class OneHot(Target):
@@ -57,7 +60,9 @@ class OneHot(Target):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", check_count("OneHot", self.num_classes))
-        object.__setattr__(self, "smoothing", check_smoothing("OneHot", self.smoothing))
+        object.__setattr__(
+            self, "smoothing", check_smoothing("OneHot", "smoothing", self.smoothing)
+        )
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Class ids in range."""
@@ -100,7 +105,9 @@ class MultiHot(Target):
     union: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "smoothing", check_smoothing("MultiHot", self.smoothing))
+        object.__setattr__(
+            self, "smoothing", check_smoothing("MultiHot", "smoothing", self.smoothing)
+        )
         if not isinstance(self.union, bool):
             came = f"union={quote(self.union)}"
             fail(TypeError, "MultiHot", came, "True or False", "pass one of them")
@@ -159,7 +166,7 @@ class Soft(Target):
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "smoothing", check_smoothing("Soft", self.smoothing))
+        object.__setattr__(self, "smoothing", check_smoothing("Soft", "smoothing", self.smoothing))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Floats."""
@@ -338,11 +345,6 @@ def check_count(where: str, value: Any) -> int:
         error = ValueError if is_int(value) else TypeError
         fail(error, where, f"num_classes={quote(value)}", "an int above 0 (and an int32)", fix)
     return int(value)
-
-
-def check_smoothing(where: str, value: Any) -> float:
-    """Checks a smoothing."""
-    return check_number(where, "smoothing", value, 1, "pass one like 0.1")
 
 
 def check_numbers(where: str, name: str, array: Any) -> None:
