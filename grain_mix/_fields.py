@@ -4,7 +4,7 @@ A field's name is a key, a path `"inputs/image"` or `"views/0"` through dicts an
 position in a tuple. What is added to a tuple goes into one dict at its end.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -180,7 +180,7 @@ def heads(names: Iterable[str]) -> frozenset[str]:
     return frozenset("/".join(each[:end]) for each in parts for end in range(1, len(each) + 1))
 
 
-def signature(tree: Any, names: frozenset[str]) -> Hashable:
+def signature(tree: Any, names: frozenset[str]) -> tuple[Any, ...]:
     """Equal for trees in which the fields of these `heads` are treated alike.
 
     The structure, and the type, shape and dtype of each such field. Others have a name alone.
@@ -197,7 +197,7 @@ def signature(tree: Any, names: frozenset[str]) -> Hashable:
     return type(tree), *parts, *([signature(tree[-1], names)] if has_end(tree) else [])
 
 
-def _signature_of(key: Any, value: Any, names: frozenset[str]) -> Hashable:
+def _signature_of(key: Any, value: Any, names: frozenset[str]) -> tuple[Any, ...] | None:
     if isinstance(value, Mapping | tuple):
         step = f"{key}/"
         below = (name.removeprefix(step) for name in names if name.startswith(step))

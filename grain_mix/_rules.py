@@ -49,6 +49,11 @@ class Rule:
     cuts: bool = False
     reads: tuple[str, ...] = ()
 
+    @property
+    def has_papers_box(self) -> bool:
+        """Whether it cuts the paper's box, which is empty along an axis of length 1."""
+        return False
+
     def words(self, axes: int) -> int:
         """How many pairs of further words of random bits it needs, for images of these axes."""
         return axes if self.cuts else 0

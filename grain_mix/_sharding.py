@@ -168,7 +168,9 @@ def explicit_split(where: str, fields: Mapping[str, jax.Array]) -> NamedSharding
             fail(ValueError, where, came, expected, fix)
     mapped = jax.sharding.get_abstract_mesh().manual_axes
     if mapped:
-        came = f"a shard_map over {mapped}, whose shards {PartitionSpec(*first.spec)} splits further"
+        came = (
+            f"a shard_map over {mapped}, whose shards {PartitionSpec(*first.spec)} splits further"
+        )
         fix = "name all axes that split the batch in axis_names and in_specs of the shard_map"
         fail(NotImplementedError, where, came, "shards that are whole", fix)
     return NamedSharding(first.mesh, PartitionSpec(first.spec[0]))
@@ -197,7 +199,8 @@ def check_sharding(where: str, field: str, sharding: Any) -> Sharding:
     if isinstance(sharding, NamedSharding) and AxisType.Manual in sharding.mesh.axis_types:
         came, fix = f"sharding={quote(sharding)}", "build the mesh with jax.make_mesh"
         fail(ValueError, where, came, "a mesh without Manual axes, which shard_map makes", fix)
-    if PartitionSpec.UNCONSTRAINED in spec or getattr(spec, "unreduced", None):
+    unreduced = getattr(spec, "unreduced", None)
+    if unreduced or PartitionSpec.UNCONSTRAINED in tuple(spec):
         came = f"sharding with {spec}"
         fail(ValueError, where, came, "axes that split the batch, or none", fix)
     if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole

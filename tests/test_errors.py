@@ -213,6 +213,9 @@ MANY = gm.MixUpBatch(num_classes=70_000)  # more than int16 counts
 MASKED = gm.CutMixBatch(targets={"label": gm.OneHot(3), "mask": gm.LabelMap()})
 PADDED, ONES = gm.MixUpBatch(num_classes=3, valid_key="valid"), np.ones(4, np.int32)
 RGBD = gm.CutMixBatch(num_classes=3, image_key=("image", "depth"))
+VERB = gm.MixUpBatch(targets={"label/verb": gm.OneHot(3)})
+VIEW, VIEWS = (gm.CutMixBatch(num_classes=3, image_key=name) for name in ("views/0", "views"))
+HEADS = {"verb": np.zeros(4, int), "noun": np.zeros(4, int)}
 
 
 def batch(drop: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -262,6 +265,9 @@ BATCHES = [
     case(KeyError, "'label' among ['image' … label_key=None", MIX, NO_LABEL),
     case(KeyError, "'label' among ['image' … leave it out of targets", SPARSE, NO_LABEL),
     case(KeyError, "'lable' … mean 'label'?", gm.MixBatch(label_key="lable"), batch()),
+    case(ValueError, "'label/noun' is in the batch … {'label/noun'", VERB, batch(label=HEADS)),
+    case(KeyError, "no field 'views/0' … 'views' is a list … a tuple", VIEW, batch(views=[X, X])),
+    case(TypeError, "'views' is a list … a tuple … views/0", VIEWS, batch(views=[X, X])),
     case(KeyError, "'label_weight' is in … free … rename", SPARSE, batch(label_weight=LAM)),
     case(ValueError, "an empty batch … B > 0 … filter", MIXUP, EMPTY),
     # Seeds.

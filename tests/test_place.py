@@ -11,6 +11,8 @@ from typing import Any
 import common
 import grain
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import KINDS, Rng, assert_same, data_loader, each_kind, over, slow
@@ -214,6 +216,12 @@ def test_copies_of_a_transform_with_a_sharding() -> None:
             "names no devices.*make_mesh",
         ),
         (over(4).with_memory_kind("pinned_host"), "memory_kind='pinned_host'.*leave memory_kind"),
+        (over(4, AxisType.Manual), "without Manual axes"),
+        (NamedSharding(over(4).mesh, PartitionSpec(PartitionSpec.UNCONSTRAINED)), "UNCONSTRAINED"),
+        (
+            NamedSharding(over(4, EXPLICIT).mesh, PartitionSpec(unreduced={"data"})),
+            "unreduced.*axes that split the batch",
+        ),
     ],
 )
 def test_wrong_shardings(sharding: Any, message: str) -> None:
@@ -316,9 +324,67 @@ def test_the_ambient_mesh_is_entered_again(axis_type: AxisType, rng: Rng) -> Non
         assert jax.sharding.get_abstract_mesh() == before
 
 
+def looped(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    """A loop from a constant, a branch, and a function of `jax.random` that has both."""
+    count = jax.random.poisson(key, 3.0)
+    fades = jax.lax.fori_loop(0, 4, lambda i, w: w * 0.9 + 0.1 * lam, jnp.zeros(lengths))
+    return jax.lax.cond(count > 3, lambda: fades, lambda: 1 - fades)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk(gm.Target):
+    """Says which records are mixed, after a loop."""
+
+    def mix(self, sources: Any, draw: gm.Draw, space: gm.Space) -> Any:
+        total, _ = jax.lax.scan(lambda a, b: (a + b, a), jnp.float32(0), draw.shares)
+        while_ = jax.lax.while_loop(lambda i: i < 3, lambda i: i + 1, jnp.int32(0))
+        return jnp.append(draw.sources, while_ * jnp.rint(total).astype(int))
+
+
+@pytest.mark.parametrize("axis_type", [None, AUTO, EXPLICIT])
+def test_loops_and_positions_of_users_functions(axis_type: AxisType | None, rng: Rng) -> None:
+    """What works on the host works on devices, and positions are those in the batch."""
+    transform = gm.WeightMapMixBatch(looped, targets={"id": Walk()}, label_key=None)
+    batch = make_batch(rng, 16)
+    del batch["label"]
+    expected = transform.map(batch)
+    assert expected["id"][5].tolist() == [5, 4, 3]
+    if axis_type is None:
+        assert_same([jax.device_get(jax.jit(transform.mix)(batch))], [expected])
+        return
+    check_same(transform, batch, over(4, axis_type))
+    on_devices = jax.device_put(batch, over(4, axis_type))
+    with jax.set_mesh(over(4, axis_type).mesh):
+        assert_same([jax.device_get(jax.jit(transform.mix)(on_devices))], [expected])
+
+
+def test_shards_that_are_split_further(rng: Rng) -> None:
+    mesh = jax.make_mesh((2, 2), ("a", "b"), (EXPLICIT, EXPLICIT))
+    split, one = PartitionSpec(("a", "b")), PartitionSpec("a")
+    batch = jax.device_put(make_batch(rng, 8), NamedSharding(mesh, split))
+    mix = gm.CutMixBatch(num_classes=10).mix
+    with jax.set_mesh(mesh):
+        mapped = jax.shard_map(mix, in_specs=one, out_specs=one, axis_names={"a"})
+        with pytest.raises(NotImplementedError, match=r"over \('a',\).*name all axes"):
+            jax.jit(mapped)(batch)
+
+
+def test_batches_of_a_symbolic_size(rng: Rng) -> None:
+    (size,) = jax.export.symbolic_shape("b")
+    specs = {
+        name: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in make_batch(rng, 8).items()
+    }
+    with pytest.raises(TypeError, match="a batch of b records.*a program for each batch size"):
+        jax.export.export(jax.jit(gm.MixUpBatch(num_classes=10).mix))(specs)
+
+
 def test_fields_that_are_split_differently(rng: Rng) -> None:
     mesh = jax.make_mesh((2, 2), ("data", "model"), (EXPLICIT, EXPLICIT))
     batch = jax.device_put(make_batch(rng, 8), NamedSharding(mesh, PartitionSpec("data")))
+    padded = gm.CutMixBatch(num_classes=10, valid_key="valid").mix
+    with pytest.raises(ValueError, match=r"'valid' is split as .*; expected .*reshard"):
+        padded(batch | {"valid": np.ones(8, bool)})
     mix = gm.CutMixBatch(num_classes=10).mix
     for spec in (PartitionSpec("data", "model"), PartitionSpec()):
         image = jax.device_put(np.zeros((8, 12, 9, 3), np.uint8), NamedSharding(mesh, spec))

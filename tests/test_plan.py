@@ -57,7 +57,10 @@ def test_transforms_know_no_kind_by_name_but_the_short_forms() -> None:
             if module.startswith("targets")
             for each in names
         }
-        assert kinds <= {"Target", "Space", "OneHot", "Ready", "check_count", "ValueMap"}, (name, kinds)
+        assert kinds <= {"Target", "Space", "OneHot", "Ready", "check_count", "ValueMap"}, (
+            name,
+            kinds,
+        )
 
 
 def test_no_module_uses_a_private_name_of_another() -> None:

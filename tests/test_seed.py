@@ -13,7 +13,7 @@ import pytest
 from common import Rng, data_loader, slow
 
 import grain_mix as gm
-from grain_mix import _seed
+from grain_mix import _errors
 
 SIZE = 24
 SOURCE = [{"index": i, "name": f"{i % 6}.jpg"} for i in range(SIZE)]
@@ -70,7 +70,7 @@ def test_the_fix_for_a_flat_map_works() -> None:
     # The other order pairs a record with its own copy, which the warning says.
     batches = data_loader(SOURCE, gm.RecordSeed(), Crops(), grain.transforms.Batch(8))
     images = {"image": np.zeros((8, 4, 4, 1), np.uint8)}
-    _seed.warn_once.cache_clear()
+    _errors.WARNED.clear()
     with pytest.warns(UserWarning, match=r"same seed.*before a FlatMap.*id_key"):
         gm.MixUpBatch(label_key=None).map(next(iter(batches)) | images)
 
@@ -217,7 +217,7 @@ def test_equal_seeds_are_warned_of(rng: Rng) -> None:
         mix([*fresh[:4095], fresh[0]])  # one pair in 4,096 is chance, now and then
         mix([*fresh[:4], 0, 0, 0, 0], valid=np.arange(8) < 4)
     for seeds in ([5, 5], [5, 6, 5, 7], fresh[:8].repeat(2), [*fresh[:4090], *fresh[:6]]):
-        _seed.warn_once.cache_clear()
+        _errors.WARNED.clear()
         with pytest.warns(UserWarning, match="several records of one batch have the same seed"):
             mix(seeds)
     with warnings.catch_warnings():

@@ -20,6 +20,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "debug_nans": ("debug_nans", True),
     "debug_infs": ("debug_infs", True),
     "transfer_guard": ("transfer_guard", "disallow"),
+    "between_devices": ("transfer_guard_device_to_device", "disallow"),
     "rank_promotion": ("numpy_rank_promotion", "raise"),
     "dtype_promotion": ("numpy_dtype_promotion", "strict"),
     "threefry_partitionable": ("threefry_partitionable", True),

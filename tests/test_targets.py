@@ -528,6 +528,11 @@ def test_what_is_added_to_a_tuple() -> None:
     assert sparse[2].keys() == {"1_weight"}
     with pytest.raises(KeyError, match=r"mix_seed.*RecordSeed"):
         mix.map((IMAGE, LABEL, SEEDS["mix_seed"]))
+    # A partner at the end goes, and what is added must not go with it.
+    brings = MIXUP(image_key=0, targets={1: gm.Sparse()}, seed_key=2, partner_key=3)
+    mixed = brings.map((IMAGE, LABEL, SEEDS["mix_seed"], {0: IMAGE, 1: LABEL}))
+    assert [type(x) for x in mixed] == [np.ndarray, np.ndarray, dict]
+    assert mixed[2].keys() == {"1_weight"}
 
 
 # --- known answers --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 import pytest
-from common import KINDS, Rng, each_kind, make_batch
+from common import KINDS, Rng, each_kind, make_batch, over
 from reference import aligned, partner_of
 
 import grain_mix as gm
@@ -96,6 +96,56 @@ def test_grains_element_spec(kind: str, drop_remainder: bool, label: gm.Target) 
     for key, value in batch.items():
         assert spec[key].shape == (4 if drop_remainder else None, *value.shape[1:])
         assert spec[key].dtype == value.dtype
+
+
+UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+STACKED = {"label": gm.Stacked()}
+UNKNOWN: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    # What mixes, the shapes that come in beside the image, and those that come out.
+    "no length is the image's by chance": (
+        gm.CutMixBatch(targets=STACKED),
+        {"image": (None, 32, 32, 3), "label": (None, None, 32)},
+        {"image": (None, 32, 32, 3), "label": (None, 2, None, 32)},
+    ),
+    "boxes and masks": (
+        gm.CutMixBatch(targets={"label": gm.Boxes("xyxy", masks="masks")}),
+        {"image": (4, 32, 16, 3), "label": (4, None, 4), "masks": (4, None, 32, 16)},
+        {"image": (4, 32, 16, 3), "label": (4, None, 4), "masks": (4, None, 32, 16)},
+    ),
+    "axes from the end": (
+        gm.CutMixBatch(spatial_axes=(-2, -1), targets={"label": gm.ValueMap()}),
+        {"image": (None, 3, None, 32), "label": (None, None, 32)},
+        {"image": (None, 3, None, 32), "label": (None, None, 32)},
+    ),
+    "a map of the image's unknown lengths": (
+        gm.MosaicBatch(targets={"label": gm.LabelMap()}),
+        {"image": (None, 32, None, 3), "label": (None, 32, None)},
+        {"image": (None, 32, None, 3), "label": (None, 32, None)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_unknown_lengths_stay_unknown(case: str) -> None:
+    transform, before, after = UNKNOWN[case]
+    struct = grain.experimental.ShapeDtypeStruct
+    spec = {name: struct(shape, FLOAT32) for name, shape in before.items()}
+    spec |= {"mix_seed": struct((before["image"][0],), np.dtype(np.uint32))}
+    out = transform.output_spec(spec)
+    assert {name: out[name].shape for name in before} == after
+
+
+def test_the_spec_of_a_transform_with_a_sharding(rng: Rng) -> None:
+    """Devices hold 64 bits in 32."""
+    batch = make_batch(rng, 8, id=np.arange(8))
+    transform = gm.MixUpBatch(num_classes=10, sharding=over(4))
+    struct = grain.experimental.ShapeDtypeStruct
+    spec = transform.output_spec({name: struct(x.shape, x.dtype) for name, x in batch.items()})
+    mixed = transform.map(batch)
+    assert {name: (x.shape, x.dtype) for name, x in spec.items()} == {
+        name: (x.shape, x.dtype) for name, x in mixed.items()
+    }
+    assert spec["id"].dtype == np.int32
 
 
 def test_messages_for_common_mistakes(rng: Rng) -> None:
