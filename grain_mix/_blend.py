@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from grain_mix._sources import (
     Source,
     can_be_product,
     gathered,
+    positions,
     rearranged,
     rearranged_by_product,
 )
@@ -142,6 +144,41 @@ def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> 
 
     mixed: jax.Array = jax.lax.map(lambda each: one(*each), (records, start))
     return mixed
+
+
+def copy_windows(
+    arrays: Sequence[np.ndarray], k: int, axes: Axes, box: Any, tiles: Any, shift: Any
+) -> np.ndarray:
+    """The same on the host by NumPy's slices, where every pixel is that of one source.
+
+    Args:
+        arrays: the batch's field `[B, ...]`, and those of the partners that records bring.
+        k: how many sources a record has.
+        axes: those of the box in the field.
+        box: as in `Weights`; `None` for tiles.
+        tiles: as in `Weights`.
+        shift: as in `Weights`.
+    """
+    x, own_only = arrays[0], len(arrays) == 1
+    origins = positions(len(x), k) if own_only else np.arange(len(x))[:, None].repeat(k, axis=1)
+    if tiles is None:
+        out, numbers = np.array(x), [1]
+        to = origin = box[:, None].tolist()
+    else:
+        out, numbers = np.empty(x.shape, x.dtype), list(range(k))
+        to, origin = tiles.tolist(), (tiles - shift[..., None]).tolist()
+    front = range(1, 1 + len(axes))
+    mixed, *sides = (np.moveaxis(each, axes, front) for each in (out, *arrays))
+
+    def window(record: int, bounds: list[list[int]]) -> Any:
+        return record, *starmap(slice, bounds)
+
+    for i, records in enumerate(origins[:, numbers].tolist()):
+        for r, record, shown, taken in zip(numbers, records, to[i], origin[i], strict=True):
+            if all(start < stop for start, stop in shown):
+                side = sides[0 if own_only else r]
+                mixed[window(i, shown)] = side[window(record, taken)]
+    return out
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -112,17 +112,19 @@ class Mixing:
     Attributes:
         setup: what depends on the transform.
         space: what kinds know of the images.
+        copied: the names of fields that NumPy copies, and that are not mixed here.
     """
 
     setup: Setup
     space: Space
+    copied: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return self._hash
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.setup, self.space))
+        return hash((self.setup, self.space, self.copied))
 
     def mix(self, inputs: Inputs, first: Any = 0) -> tuple[Arrays, Draw]:
         """The mixed fields, and what was drawn.
@@ -138,6 +140,8 @@ class Mixing:
             draw = dataclasses.replace(draw, sources=draw.sources + first)
         mixed: Arrays = {}
         for name, kind in self.setup.kinds.items():
+            if name in self.copied:
+                continue
             fields = [fields_of(kind, name, source) for source in sources]
             result = as_dict(kind.mix_batch(fields, draw, self.space))
             mixed |= {name_of(kind, name, key): value for key, value in result.items()}

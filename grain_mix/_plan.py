@@ -1,11 +1,13 @@
 """Where the fields are in batches of one structure: found and checked once, and kept."""
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from grain_mix import _fields, _maps
 from grain_mix._axes import axes_of, check_axes_to_cut
@@ -19,6 +21,7 @@ from grain_mix._trace import check_pure
 from grain_mix.targets import Space, Target
 
 MOST_PLANS = 256  # that are kept
+LARGE = 1 << 15  # bytes of a record's field from which NumPy copies windows faster than XLA
 
 
 class Spec(NamedTuple):
@@ -34,6 +37,7 @@ class Plan:
 
     Attributes:
         mixing: how the fields are mixed; all that is compiled.
+        on_host: the same for the host, where NumPy copies what is large and is not averaged.
         own: where each field that mixing needs is in the batch.
         brought: the same, for each partner that records bring.
         seeds: where the seeds are; `None` where a key is given.
@@ -44,6 +48,7 @@ class Plan:
     """
 
     mixing: Mixing
+    on_host: Mixing
     own: dict[str, Path]
     brought: tuple[dict[str, Path], ...]
     seeds: Path | None
@@ -326,7 +331,18 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
         kind.check_fields(name, fields_of(kind, name, specs), space)
         if type(kind).mix is not Target.mix:
             _check_users_kind(mixing, name, kind, specs)
-    return Plan(mixing, own, tuple(brought), seeds, tuple(valid), added, dropped, size)
+
+    # --- what NumPy copies on the host ------------------------------------------------------------
+
+    large = {name for name, value in specs.items() if _bytes_of_one(value) >= LARGE}
+    copied = tuple(n for n, kind in setup.kinds.items() if n in large and kind.is_copied(space))
+    on_host = dataclasses.replace(mixing, copied=copied) if copied else mixing
+    return Plan(mixing, on_host, own, tuple(brought), seeds, tuple(valid), added, dropped, size)
+
+
+def _bytes_of_one(spec: Spec) -> int:
+    size: int = math.prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+    return size
 
 
 def _spec(value: Any) -> tuple[tuple[int, ...], Any]:

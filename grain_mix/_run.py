@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from grain_mix import _fields, _maps, _sharding
 from grain_mix._axes import axes_of, check_axes_to_cut
 from grain_mix._bits import random_bits, seeds_of_key, words_of_key
+from grain_mix._blend import copy_windows
 from grain_mix._draw import Draw
 from grain_mix._errors import describe, fail, is_array, is_int, quote
 from grain_mix._guards import into_jax
@@ -30,10 +31,16 @@ def _mix(mixing: Mixing, inputs: Inputs, first: Any = 0) -> tuple[Arrays, Any]:
 
 
 @functools.cache
-def _on_host() -> Callable[[Mixing, Inputs], tuple[Arrays, Any]]:
-    """Mixes NumPy's arrays on the CPU device."""
+def _on_host() -> Callable[[Mixing, Inputs], tuple[Arrays, Any, Any]]:
+    """Mixes NumPy's arrays on the CPU device, and says which windows NumPy has to copy."""
+
+    def mix(mixing: Mixing, inputs: Inputs) -> tuple[Arrays, Any, Any]:
+        mixed, draw = mixing.mix(inputs)
+        windows = (draw.box, draw.tiles, draw.shift) if mixing.copied else None
+        return mixed, None if draw.weights is None else draw.lam, windows
+
     cpu = SingleDeviceSharding(_sharding.host())
-    program: Callable[..., Any] = jax.jit(_mix, static_argnums=0, in_shardings=cpu)
+    program: Callable[..., Any] = jax.jit(mix, static_argnums=0, in_shardings=cpu)
     return program
 
 
@@ -114,8 +121,22 @@ def map_batch(setup: Setup, sharding: Sharding | None, batch: Any) -> Any:
         warn_of_equal_seeds(inputs.seeds, inputs.valid)
         if sharding is not None:
             return _map_to_devices(plan, sharding, batch, inputs)
-        mixed, lam = _on_host()(plan.mixing, _sharding.to_host(inputs))
-        mixed = {name: np.asarray(x) for name, x in mixed.items()}
+        mixing, rest = plan.on_host, inputs
+        if mixing.copied:
+            fields = [
+                {name: x for name, x in each.items() if name not in mixing.copied}
+                for each in inputs.fields
+            ]
+            rest = inputs._replace(fields=tuple(fields))
+        arrays, lam, windows = _on_host()(mixing, _sharding.to_host(rest))
+        mixed = {name: np.asarray(x) for name, x in arrays.items()}
+        if windows is not None:
+            windows = [None if window is None else np.asarray(window) for window in windows]
+        for name in mixing.copied:
+            kind: Any = setup.kinds[name]  # a map of some kind, which has axes
+            axes = mixing.space.axes_of(setup.caller, name, inputs.fields[0][name], kind.axes)
+            sources = [each[name] for each in inputs.fields]
+            mixed[name] = copy_windows(sources, setup.rule.sources, axes, *windows)
         _check_lam(plan, inputs, lam)
         return plan.put(batch, mixed)
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from common import KINDS, Rng, make_batch
+from common import KINDS, Rng, assert_same, make_batch
 
 import grain_mix as gm
-from grain_mix import _arithmetic, _blend, _sources
+from grain_mix import _arithmetic, _blend, _plan, _sources
 
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32"]
 each_float = pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
@@ -229,6 +229,42 @@ def test_every_bit_of_a_nan_is_copied(dtype: Any, rng: Rng) -> None:
         np.testing.assert_array_equal(mixed[i], expected)
     unmixed = gm.MixUpBatch(label_key=None, prob=0).map(batch)["image"].view(bits)
     np.testing.assert_array_equal(unmixed, some)
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "axes", "dtype", "partners"),
+    [
+        (gm.CutMixBatch, (7, 9, 6, 3), (1, 2), "uint8", 0),
+        (gm.CutMixBatch, (5, 3, 8, 7), (3, 2), "float16", 1),
+        (gm.MosaicBatch, (9, 9, 6, 3), (1, 2), "bfloat16", 0),
+        (gm.MosaicBatch, (6, 3, 8, 7), (3, 2), "int16", 3),
+    ],
+)
+def test_large_windows_that_numpy_copies(
+    transform: Any,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    dtype: str,
+    partners: int,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: Rng,
+) -> None:
+    """On the host what is cut and large is copied by NumPy: the same bits as the compiled ones."""
+    monkeypatch.setattr(_plan, "LARGE", 1)
+
+    def record() -> dict[str, Any]:
+        image, ids = values(rng, shape, dtype), rng.integers(0, 5, (*shape[:1], 2, *shape[1:]))
+        return {"image": image, "ids": ids.astype(np.uint8)}
+
+    keys = tuple(f"other{i}" for i in range(partners)) or None
+    batch = record() | {key: record() for key in keys or ()}
+    batch["mix_seed"] = rng.integers(2**32, size=shape[0], dtype=np.uint32)
+    targets = {"ids": gm.LabelMap(tuple(axis + 1 for axis in axes))}
+    options: Any = {"targets": targets, "label_key": None, "spatial_axes": axes, "prob": 0.75}
+    mix = transform(partner_key=keys if partners > 1 else keys and keys[0], **options)
+    mixed = mix.map(batch)
+    assert mixed["image"].flags.writeable  # which arrays of JAX are not
+    assert_same([mixed], [jax.device_get(jax.jit(mix.mix)(batch))])
 
 
 @each_float

@@ -375,7 +375,7 @@ def test_batches_of_a_symbolic_size(rng: Rng) -> None:
         name: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
         for name, x in make_batch(rng, 8).items()
     }
-    with pytest.raises(TypeError, match="a batch of b records.*a program for each batch size"):
+    with pytest.raises(TypeError, match=r"a batch of b records.*a program for each batch size"):
         jax.export.export(jax.jit(gm.MixUpBatch(num_classes=10).mix))(specs)
 
 

@@ -42,6 +42,10 @@ class ValueMap(Target):
             check_pixels("ValueMap", name, array, space.averages)
             space.axes_of("ValueMap", name, array, self.axes)
 
+    def is_copied(self, space: Space) -> bool:
+        """Where boxes or tiles are cut, and nothing else."""
+        return space.cuts and not space.blends
+
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Those of the box."""
         return axes_in(ndim, axes) if self.axes is None else self.axes
@@ -95,6 +99,10 @@ class LabelMap(Target):
             came = f"{name!r} with a weight_map that returns {space.map}"
             fix = "return bool, or use MixUpBatch, which keeps both maps with their weights"
             fail(TypeError, "LabelMap", came, "bool, since class ids have no mean", fix)
+
+    def is_copied(self, space: Space) -> bool:
+        """Where boxes or tiles are cut, and nothing else."""
+        return space.cuts and not space.blends
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Those of the box."""

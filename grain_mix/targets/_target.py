@@ -154,6 +154,10 @@ class Target:
                     check_copied(where, other or name, value)
         self.check(name, fields[""], space)
 
+    def is_copied(self, space: Space) -> bool:
+        """Whether each value of the mixed field is that of one source: `copied` then gives it."""
+        return False
+
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """The axes along which a field of `ndim` axes must be as long as the image along `axes`.
 
