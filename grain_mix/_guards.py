@@ -1,8 +1,7 @@
-"""What surrounds each of our calls into JAX: platforms, settings, no mesh, a Python that stays.
+"""What guards each of our calls into JAX: from JAX's settings, from meshes, from the end of Python.
 
-The state of the package that is global to a process is here, the calls in progress and whether
-Python is ending, and in `_plan`, the last plans. While the end waits for calls, Ctrl-C
-does nothing.
+The state that is global to a process is here: the calls in progress, and whether Python is ending.
+(The last plans are in `_plan`, the topics of warnings in `_errors`.)
 """
 
 import atexit
@@ -63,9 +62,9 @@ def _end() -> None:
     A thread whose call is refused ends by itself. Grain uses JAX around our calls as well, for its
     statistics, so the threads get some time more.
 
-    Ctrl-C does not cut this short, since the abort would come in its place. What it can do before,
-    with or without this package, is leave the lock of Grain's queue taken, if it hits a `next`.
-    Then Grain waits for that lock when its iterator is deleted, until one more Ctrl-C.
+    Ctrl-C does nothing in the meantime, or the process would abort. Before that, with or without
+    this package, Ctrl-C in a `next` of Grain's may leave the lock of its queue taken. Then Grain
+    waits for that lock when its iterator is deleted, until one more Ctrl-C.
     """
     global _ending
     defers = _interrupts_here()
@@ -84,20 +83,21 @@ def _end() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Python raises KeyboardInterrupt where its next function begins. If that is _end, it never gets to
-# its first line, so the same comes again. The first that is done takes back the others.
+# Ctrl-C raises KeyboardInterrupt where Python's next function begins. If that function is _end, it
+# ends before its first line. So it is registered three times, and the first to finish unregisters
+# the others.
 for _ in range(3):
     atexit.register(_end)
 
 
 def _interrupts_here() -> bool:
-    """Whether Ctrl-C raises `KeyboardInterrupt` here; handlers of others stay."""
+    """Whether Ctrl-C raises `KeyboardInterrupt` here. Other handlers of signals are left alone."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     return in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _wait_while(busy: Callable[[], bool], seconds: float) -> None:
-    """What others' handlers of signals raise does not cut this short either."""
+    """Waits while something is busy, also through errors that handlers of signals raise."""
     deadline = time.monotonic() + seconds
     waiting = True
     while waiting:
@@ -129,10 +129,11 @@ def is_grain_worker() -> bool:
 
 
 def _settings() -> contextlib.AbstractContextManager[Any]:
-    """What must not change our calls, where it is set: most often nothing is, and nothing is done.
+    """Lifts the settings of JAX that would change our calls or refuse them; often there are none.
 
-    Our calls copy NaN and infinity, which users may search for in what they compute themselves.
-    What a call sends to a device or brings back, it has been asked for.
+    - `debug_nans` and `debug_infs`: users search for what they compute, and we only copy it.
+    - Transfer guards: a user who calls us asks for the transfers.
+    - A mesh that is set: our programs belong to the devices of their input.
 
     Workaround for JAX 0.8 to 0.12: a program that is compiled inside a mesh belongs to the devices
     of that mesh, while ours belongs to the devices that hold its input:
@@ -166,7 +167,7 @@ def _settings() -> contextlib.AbstractContextManager[Any]:
 
 
 def jax_defaults() -> contextlib.AbstractContextManager[Any]:
-    """JAX's own settings, for tracing a user's function, so that a record's draw is its own."""
+    """JAX's default settings, under which users' functions are traced: any others change draws."""
     stack = contextlib.ExitStack()
     for context in (
         jax.enable_x64(False),
