@@ -197,7 +197,6 @@ def test_short_axes(rng: Rng) -> None:
     assert (mixed["image"] != batch["image"]).any()
 
 
-@pytest.mark.xfail(strict=True, reason="the plan does not call check_axes_to_cut yet")
 def test_axes_that_the_papers_box_cannot_cut(rng: Rng) -> None:
     batch = make_batch(rng, 64, (1, 2, 3))
     for kind in ("cutmix", "both"):
