@@ -63,7 +63,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str, int]] = {
     "video, boxes in space": ((4, 6, 5, 3), (2, 3), "both", 4),
     "axes named backwards": ((9, 6, 3), (2, 1), "cutmix", 16),
     "axes from the end": ((3, 6, 11), (-2, -1), "both", 7),
-    "one pixel": ((1, 1, 3), (1, 2), "cutmix", 2),
+    "one pixel": ((1, 1, 3), (1, 2), "mixup", 2),
 }
 
 
