@@ -255,7 +255,8 @@ def _fields_to_read(setup: Setup, fields: Mapping[Any, Any], size: int) -> list[
         found.append({})
         for name in setup.rule.reads:
             if above + name not in given:
-                came, expected = f"fields={sorted(given)}", f"{above + name!r}, which the map reads"
+                came = f"fields={sorted(map(str, fields))}"
+                expected = f"{above + name!r}, which the map reads"
                 fix = f"pass fields={{{above + name!r}: batch[...]}}"
                 fail(KeyError, caller, came, expected, fix)
             x = given.pop(above + name)
@@ -263,6 +264,10 @@ def _fields_to_read(setup: Setup, fields: Mapping[Any, Any], size: int) -> list[
                 came = f"fields[{above + name!r}] is {describe(x)}"
                 fail(ValueError, caller, came, f"an array [{size}, ...]", "take it from the batch")
             _fields.check_array(caller, above + name, x)
+            own = found[0].get(name, x)
+            if (own.shape, own.dtype) != (x.shape, x.dtype):
+                came = f"fields[{name!r}] is {describe(own)}, but {above + name!r} is {describe(x)}"
+                fail(ValueError, caller, came, "the same shape and dtype", "take both from a batch")
             found[-1][name] = x
     if given:
         came = f"fields={sorted(given)}, which nothing reads"
