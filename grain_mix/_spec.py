@@ -17,7 +17,8 @@ from grain_mix._plan import plan_of
 from grain_mix._rules import ByMap
 
 Struct = grain.experimental.ShapeDtypeStruct
-UNKNOWN = (8, 16)  # what an unknown length is tried as: what differs then is unknown as well
+# What an unknown length is tried as: what differs then is unknown as well. Long enough for patches.
+UNKNOWN = (64, 96)
 
 
 def output_spec(setup: Setup, sharding: Sharding | None, input_spec: Any) -> Any:
