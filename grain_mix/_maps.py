@@ -118,3 +118,45 @@ def dtype_of(
 
 
 IMPL = "threefry2x32"
+
+
+@dataclasses.dataclass(frozen=True)
+class InImageOrder:
+    """A map that takes the image's axes in their own order; what it returns is turned.
+
+    Attributes:
+        function: one of `gm.maps` that reads a field.
+        order: which of the image's axes is the first, the second, ... of `spatial_axes`.
+    """
+
+    function: Any
+    order: tuple[int, ...]
+
+    def __call__(self, key: Any, lam: Any, lengths: tuple[int, ...], *read: Any) -> Any:
+        """The weights of one record's own pixels, in the order of `spatial_axes`."""
+        return jnp.transpose(self.function(key, lam, self._upright(lengths), *read), self.order)
+
+    def check_fields(self, where: str, read: Mapping[str, Any], lengths: tuple[int, ...]) -> None:
+        """As the map checks them."""
+        self.function.check_fields(where, read, self._upright(lengths))
+
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """As the map says them."""
+        axes_like_image: tuple[int, ...] = self.function.axes_like_image(key, ndim, axes)
+        return axes_like_image
+
+    def _upright(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(lengths[int(k)] for k in np.argsort(self.order))
+
+
+def in_image_order(
+    where: str, function: WeightMap, axes: tuple[int, ...] | None
+) -> WeightMap | InImageOrder:
+    """The function, turned if it takes the image's own order of axes and `spatial_axes` differs."""
+    if axes is None or not getattr(function, "in_image_order", False):
+        return function
+    if len({axis < 0 for axis in axes}) > 1:
+        came, fix = f"spatial_axes={axes} with {function!r}", "count all from the front"
+        fail(ValueError, where, came, "axes that are counted from one end", fix)
+    order = tuple(sorted(axes).index(axis) for axis in axes)
+    return function if order == tuple(range(len(order))) else InImageOrder(function, order)

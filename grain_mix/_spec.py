@@ -84,7 +84,11 @@ def _axes_like_image(setup: Setup, name: str, ndim: int, axes: tuple[int, ...]) 
     """The axes along which a field must be as long as the image, in the order of the image's."""
     if name in setup.images:
         return axes_in(ndim, axes)
-    if setup.rule.cuts or isinstance(setup.rule, ByMap):
+    function: Any = setup.rule.function if isinstance(setup.rule, ByMap) else None
+    if name in setup.rule.reads and hasattr(function, "axes_like_image"):
+        axes_like: tuple[int, ...] = function.axes_like_image(name, ndim, axes)
+        return axes_like
+    if setup.rule.cuts or function is not None:
         for field, kind in setup.targets.items():
             for key in ("", *kind.reads):
                 if name == (key or field):

@@ -472,25 +472,32 @@ class MosaicBatch(Transform):
 @documented
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightMapMixBatch(Transform):
-    """Mixes by a map of weights that your function makes: `w·x + (1-w)·x_partner` per pixel.
+    """Mixes by a map of weights: `w·x + (1-w)·x_partner` per pixel.
 
-    Any method that decides for each pixel how much is whose is a function of ten lines: FMix,
-    GridMix, SmoothMix, patches of a ViT, bands of a spectrogram. The own label's weight is the mean
-    of the map. For `bool` maps that is pixels kept / pixels, exactly, up to 2²⁴ pixels. For
-    floats it is the mean to 10⁻⁶.
+    `gm.maps` has maps to import: FMix, GridMix, patches of a ViT, bands of a spectrogram, ClassMix,
+    copy-paste. Any other method that decides for each pixel how much is whose is a function of ten
+    lines. The own label's weight is the mean of the map. For `bool` maps that is pixels kept /
+    pixels, exactly, up to 2²⁴ pixels. For floats it is the mean to 10⁻⁶.
 
     Put it after `Batch`, and `RecordSeed` before `Batch`.
 
     Args:
-        weight_map: a function `(key, lam, lengths)` of JAX operations, for one record. `key` is a
-            JAX key, the record's own. `lam` is λ ~ Beta(α, α), a `float32` scalar. `lengths` are
-            the image's lengths along `spatial_axes`, a tuple of ints. It returns the weights of the
-            record's own pixels, `bool` or floats in [0, 1], of shape `lengths`. Floats are rounded
-            to multiples of 2⁻²⁴. It is compiled once, under JAX's own settings: its random numbers
-            come from `key`, and what it reads besides its arguments must not change. Define it
-            once, at module level: a new function object is compiled anew, and worker processes
-            must be able to import it.
+        weight_map: one of `gm.maps`, or a function `(key, lam, lengths)` of JAX operations, for one
+            record. `key` is a JAX key, the record's own. `lam` is λ ~ Beta(α, α), a `float32`
+            scalar. `lengths` are the image's lengths along `spatial_axes`, a tuple of ints. It
+            returns the weights of the record's own pixels, `bool` or floats in [0, 1], of shape
+            `lengths`. Floats are rounded to multiples of 2⁻²⁴. It is compiled once, under JAX's own
+            settings: its random numbers come from `key`, and what it reads besides its arguments
+            must not change. Define it once, at module level: a new function object is compiled
+            anew, and worker processes must be able to import it. An object that is called may have
+            attributes: `reads`, in the place of the option, and `uses_lam = False`, after which an
+            `alpha` is an error.
         alpha: α > 0 of the λ that the function gets, or `gm.Beta(a, b)`.
+        reads: names of fields `[B, ...]` that the function reads. It is then called with `(key,
+            lam, lengths, own, partner)`: two dicts with these fields of the record and of its
+            partner, numbers or `bool` of at most 32 bits. Any fields but the seeds; those that
+            nothing mixes pass through. Under `mode="pair"` and `"batch"` records share key and λ,
+            and each reads its own fields.
         SHARED
 
     Raises:
@@ -525,5 +532,9 @@ class WeightMapMixBatch(Transform):
 
     @property
     def _rule(self) -> Rule:
-        reads = _maps.reads_of(type(self).__name__, self.weight_map, self.reads)
-        return ByMap(self.weight_map, law_of(self.alpha), reads)
+        where, law = type(self).__name__, law_of(self.alpha)
+        reads = _maps.reads_of(where, self.weight_map, self.reads)
+        if not getattr(self.weight_map, "uses_lam", True) and law != law_of(type(self).alpha):
+            came = f"alpha={self.alpha!r} with {self.weight_map!r}, which does not use λ"
+            fail(ValueError, where, came, "no alpha", "leave it out: it would change nothing")
+        return ByMap(_maps.in_image_order(where, self.weight_map, self.spatial_axes), law, reads)
