@@ -12,6 +12,7 @@ The modules, in the order in which a batch meets them:
 - `_partners`: neighbours in the batch
 - `_formula`: the two formulas, as one, in the form that each platform runs best
 - `_weigh`, `_words`: exact weighted means, for every dtype; in words of 32 bits for GPUs
+- `maps`: maps of weights to import
 - `targets`: what a field says about the image, one class for each kind
 - `_functions`: the two formulas as public functions
 - `_place`, `_stack`: on the host, or over the devices of a sharding; memory that XLA shares
@@ -21,6 +22,7 @@ The modules, in the order in which a batch meets them:
 - `_errors`: how an error reads
 """
 
+from grain_mix import maps
 from grain_mix._draw import Draw
 from grain_mix._functions import cutmix, mixup
 from grain_mix._laws import Beta, Larger, Law, Uniform
@@ -70,5 +72,6 @@ __all__ = [
     "__version__",
     "aligned_stack",
     "cutmix",
+    "maps",
     "mixup",
 ]
