@@ -61,7 +61,8 @@ def check_function(where: str, field: str, value: Any) -> WeightMap:
     """Checks what can be checked before there is an image, and what it reads."""
     came = f"{field}={quote(value)}"
     if not callable(value) or isinstance(value, type):
-        fail(TypeError, where, came, "a function", FIX)
+        fix = f"write {value.__name__}(...), with brackets" if isinstance(value, type) else FIX
+        fail(TypeError, where, came, "a function", fix)
     fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
     check_hash(where, came, value, fix)
     made_of = value.func if isinstance(value, functools.partial) else value
