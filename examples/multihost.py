@@ -24,16 +24,12 @@ import subprocess
 import sys
 import time
 import zlib
+from typing import Any
 
-import data
 import jax
 import numpy as np
-import optax
-import training
 from absl import flags
-from flax import nnx
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 import grain_mix as gm
 
@@ -41,6 +37,13 @@ import grain_mix as gm
 def main() -> None:
     """Joins the other processes, then trains with them."""
     args = parse_arguments()
+    # What the extra `examples` installs. Not above, so that `--help` works without it.
+    import data
+    import optax
+    import training
+    from flax import nnx
+    from tqdm import tqdm
+
     if args.local and not args.coordinator:
         raise SystemExit(start_locally(args.local, args.devices))
     join(args)
@@ -91,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="summed over all hosts")
     parser.add_argument("--workers", type=int, default=0, help="Grain worker processes per host")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data-dir", type=pathlib.Path, help=f"default: {data.CACHE}")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="default: ~/.cache/grain_mix")
     parser.add_argument("--checkpoint-dir", type=pathlib.Path, help="a folder that all hosts share")
     parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS")
     parser.add_argument(
@@ -150,8 +153,10 @@ def start_locally(count: int, devices: int) -> int:
 # --- data and log -------------------------------------------------------------------------------
 
 
-def prepare(data_dir: pathlib.Path | None, split: str) -> data.Dataset:
+def prepare(data_dir: pathlib.Path | None, split: str) -> Any:
     """Opens the photographs, one process after another. The first on each disk writes them."""
+    import data
+
     for turn in range(jax.process_count()):
         if turn == jax.process_index():
             photographs = data.photographs(data_dir, split)

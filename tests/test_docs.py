@@ -93,3 +93,14 @@ def test_every_test_that_a_page_names_exists() -> None:
     for page in [*DOCS.glob("**/*.md"), *root.glob("*.md"), *root.glob("*/*.md")]:
         for name in re.findall(r"[`\[/](test_\w+(?:\.py)?)", page.read_text()):
             assert name in defined, f"{page.relative_to(root)}: {name}"
+
+
+def test_help_of_the_many_hosts_example_needs_no_extras() -> None:
+    extras = ("flax", "optax", "orbax", "sklearn", "tensorflow_datasets", "tqdm")
+    program = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({extras})
+sys.argv = ["multihost.py", "--help"]
+runpy.run_path({str(DOCS.parent / "examples" / "multihost.py")!r}, run_name="__main__")
+"""
+    assert "--coordinator" in run_python("-c", program).stdout
