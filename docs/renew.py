@@ -1,19 +1,22 @@
-"""Writes what scripts can: README's result and cost, and the picture of `guides/look.md`.
+"""Writes what scripts can: README's result and cost, the runs of `own_images.md`, a picture.
 
-python docs/renew.py    # needs the extra `examples`; takes two minutes
+python docs/renew.py    # needs the extra `examples`; takes four minutes
 """
 
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 LOOK = ROOT / "docs" / "guides" / "look.md"
+OWN = ROOT / "docs" / "start" / "own_images.md"
 
 
 def programs(page: pathlib.Path) -> list[str]:
@@ -32,6 +35,25 @@ def run(program: str, folder: pathlib.Path) -> str:
         text=True,
         check=True,
     ).stdout
+
+
+def killed_and_resumed(program: str, folder: pathlib.Path, step: int) -> tuple[str, str]:
+    """Kills a program and its workers once the checkpoint of a step is there, and runs it again.
+
+    Returns what both runs printed.
+    """
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "program.py"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as killed:
+        while not (folder / "checkpoints" / str(step)).exists():
+            if killed.poll() is not None:
+                raise RuntimeError(f"the program ended before step {step}")
+            time.sleep(0.01)
+        os.killpg(killed.pid, signal.SIGKILL)
+        first, _ = killed.communicate()
+    return first, run(program, folder)
 
 
 def cost() -> str:
@@ -72,6 +94,13 @@ def main() -> None:
         result = f"\n```text\n{run(script, folder)}```\n"
         text = filled(README.read_text(), "result", result)
         README.write_text(filled(text, "cost", cost()))
+        script, make_photos = programs(OWN)
+        run(script.replace("    main()", "    pass") + make_photos, folder)
+        text = OWN.read_text()
+        runs = killed_and_resumed(script, folder, step=200)
+        for name, printed in zip(("killed", "resumed"), runs, strict=True):
+            text = filled(text, name, f"\n```text\n{printed}```\n")
+        OWN.write_text(text)
         if LOOK.exists():
             run("\n".join(programs(LOOK)), folder)
             (ROOT / "docs" / "images" / "look.png").write_bytes((folder / "batch.png").read_bytes())

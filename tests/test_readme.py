@@ -1,13 +1,14 @@
 """The README's script trains as it stands, and no public name is left out."""
 
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from common import run_python
+from common import Rng, run_python
 from PIL import Image
 
 import grain_mix as gm
@@ -58,16 +59,28 @@ def test_the_script_runs_with_workers(tmp_path: Path) -> None:
     assert run(tmp_path, script).count("test digits") == 1
 
 
-def test_a_folder_of_images_is_mixed_by_two_workers(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+@pytest.mark.slow
+def test_a_folder_is_trained_on_killed_and_resumed(tmp_path: Path, rng: Rng) -> None:
+    """In the same way as if nothing had happened, by two workers."""
     for kind in ("cat", "dog"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         for i in range(20):  # of different sizes, some grey
             pixels = rng.integers(0, 256, (40 + i, 60, 3), np.uint8)
             photo = Image.fromarray(pixels).convert("L" if i % 3 else "RGB")
             photo.save(tmp_path / "photos" / kind / f"{i}.{'JPG' if i % 2 else 'png'}")
-    [script] = renew.programs(ROOT / "docs" / "start" / "own_images.md")
-    assert run(tmp_path, script) == 4 * "(8, 64, 64, 3) (8, 2)\n"
+    script, _ = renew.programs(renew.OWN)
+    constants = re.compile("EPOCHS, BATCH, SIZE, SAVE_EVERY = .*")
+    script = constants.sub("EPOCHS, BATCH, SIZE, SAVE_EVERY = 60, 8, 16, 20", script)
+    killed, resumed = renew.killed_and_resumed(script, tmp_path, step=20)
+    assert killed.startswith("step 20: ")
+    assert "test images" not in killed
+    first, *lines = resumed.splitlines()
+    step = int(first.removeprefix("goes on after step "))
+    assert 20 <= step < 240
+    shutil.rmtree(tmp_path / "checkpoints")
+    never_killed = run(tmp_path, script).splitlines()
+    assert never_killed[step // 20 :] == lines
+    assert len(never_killed) == 240 // 20 + 1
 
 
 def test_the_public_names_are_documented() -> None:
