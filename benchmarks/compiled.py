@@ -69,6 +69,7 @@ def run(
         table=_table(rows, earlier),
         plot=lambda figure: _plot(figure, rows),
         notes=list(_notes(rows)),
+        inches=(9, 8),  # for 45 bars
     )
 
 

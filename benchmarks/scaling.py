@@ -53,6 +53,7 @@ def run(quick: bool, rounds: int | None = None) -> _report.Report:
         rows=rows,
         table=[_line(row) for row in rows],
         plot=lambda figure: _plot(figure, rows),
+        inches=(9, 7),
     )
 
 
@@ -149,7 +150,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plot(figure: Any, rows: list[dict[str, Any]]) -> None:
-    panels = figure.subplots(2, 2).flat
+    panels = figure.subplots(2, 2, height_ratios=(5, 3)).flat  # 24 bars above, 12 below
     for axes, group in zip(panels, ("batch size", "image side", "classes", "devices"), strict=True):
         chosen = [row for row in rows if row["group"] == group and row["mix"] != "copy"]
         values = {f"{row['mix']}, {row['case']}": row["us/record"] for row in chosen}
