@@ -12,4 +12,7 @@ HERE = pathlib.Path(__file__).parent
 
 if __name__ == "__main__":
     folder = sys.argv[1] if sys.argv[1:] else str(HERE.parent / "build" / "site")
-    sys.exit(main(["-E", "-W", "--keep-going", "-q", "-b", "html", str(HERE), folder]))
+    status = main(["-E", "-W", "--keep-going", "-q", "-b", "html", str(HERE), folder])
+    if not status:
+        print(f"open {pathlib.Path(folder).absolute() / 'index.html'}")
+    sys.exit(status)

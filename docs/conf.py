@@ -1,7 +1,10 @@
 """Sphinx's settings. `python docs/build.py` builds the site."""
 
+import html
 import os
 import pathlib
+
+from docutils import nodes
 
 import grain_mix
 
@@ -26,6 +29,7 @@ html_title = "grain_mix"
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {
     "show_toc_level": 2,
     "home_page_in_toc": True,
@@ -43,6 +47,10 @@ if repository:
         "use_repository_button": True,
         "use_issues_button": True,
     }
+
+# What is copied runs: without prompts and output.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 # Docstrings are in Google's style, with code in single backticks.
 default_role = "code"
@@ -64,6 +72,21 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Code blocks run in `tests/test_docs.py`, and the notebook when it is renewed.
 nb_execution_mode = "off"
+nb_merge_streams = True  # what a cell prints is one box
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """Gives each page the description that search engines show: its first paragraph."""
+    first = next(iter(doctree.findall(nodes.paragraph)), None) if doctree else None
+    if first is not None:
+        text = html.escape(" ".join(first.astext().split())[:200])
+        context["metatags"] += f'<meta name="description" content="{text}">\n'
+
+
+def setup(app):
+    """Sphinx calls this."""
+    app.connect("html-page-context", describe)
+
 
 # The tutorial's links, which lead from examples/ to docs/, lead from docs/start/ here.
 notebook = (HERE.parent / "examples" / "tutorial.ipynb").read_text()

@@ -1,4 +1,4 @@
-"""Writes what scripts can: README's result and cost, the runs of `own_images.md`, a picture.
+"""Writes what scripts can: README's result and cost, the runs of `own_images.md`, two pictures.
 
 python docs/renew.py    # needs the extra `examples`; takes four minutes
 """
@@ -80,6 +80,37 @@ def cost() -> str:
     )
 
 
+def chart() -> None:
+    """Draws the first figure of `benchmarks.md` from the last run of `benchmarks peers`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = json.loads((ROOT / "benchmarks" / "results" / "peers.json").read_text())["rows"]
+    colours = {"copy": "0.6", "grain_mix": "tab:orange", "per batch": "tab:green", "": "tab:blue"}
+    figure, axes = plt.subplots(2, 1, figsize=(7, 6), layout="constrained")
+    for axis, kind in zip(axes, ("MixUp", "CutMix"), strict=True):
+        wanted = {"size": "224²", "memory": "kept", "task": "stacked", "dtype": "uint8"}
+        wanted |= {"kind": kind}
+        found = [row for row in rows if wanted.items() <= row.items()]
+        ratios = {row["side"]: row["ratio"] for row in found if "weight map" not in row["side"]}
+        ratios["copy"] = 1.0
+        names = sorted(ratios, key=ratios.__getitem__)
+        bars = axis.barh(
+            names,
+            [ratios[name] for name in names],
+            color=[next(c for part, c in colours.items() if part in name) for name in names],
+        )
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_title(f"{kind}, uint8", fontsize=11)
+    axes[1].set_xlabel("time / time of a jitted copy of the same images")
+    figure.savefig(ROOT / "docs" / "images" / "benchmarks.png", dpi=100)
+    plt.close(figure)
+
+
 def filled(text: str, name: str, content: str) -> str:
     """Replaces what stands between `<!-- name -->` and `<!-- /name -->`."""
     marks = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
@@ -94,6 +125,7 @@ def main() -> None:
         result = f"\n```text\n{run(script, folder)}```\n"
         text = filled(README.read_text(), "result", result)
         README.write_text(filled(text, "cost", cost()))
+        chart()
         script, make_photos = programs(OWN)
         run(script.replace("    main()", "    pass") + make_photos, folder)
         text = OWN.read_text()

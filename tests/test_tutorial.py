@@ -1,9 +1,12 @@
-"""The tutorial: script and notebook are the same. `.ci/run` runs it in an empty folder."""
+"""The tutorial: script and notebook are the same, and print what is stored."""
 
 import pathlib
 import re
+from typing import Any
 
 import jupytext
+import pytest
+from common import run_python
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "tutorial.py", EXAMPLES / "tutorial.ipynb"
@@ -15,6 +18,32 @@ def test_notebook_is_the_script() -> None:
         for path in (SCRIPT, NOTEBOOK)
     )
     assert notebook == script, "jupytext --to ipynb --execute examples/tutorial.py"
+
+
+def printed(path: pathlib.Path) -> list[Any]:
+    """What each cell printed. Numbers of lines that speak of training may differ a little."""
+
+    def compared(line: str) -> str:
+        return re.sub(r"\d+\.?\d*", "0", line) if "%" in line or "loss" in line else line
+
+    outputs = [
+        (number, output["text"])
+        for number, cell in enumerate(jupytext.read(path).cells)
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "stream"
+    ]
+    return [(number, *map(compared, text.splitlines())) for number, text in outputs]
+
+
+@pytest.mark.slow
+def test_outputs_are_those_of_the_code(tmp_path: pathlib.Path) -> None:
+    """Run as a notebook, in an empty folder."""
+    folder, executed = tmp_path / "empty", tmp_path / "executed.ipynb"
+    folder.mkdir()
+    options = ("--to", "ipynb", "--execute", "--run-path", folder, "--output", executed)
+    run_python("-m", "jupytext", *options, SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    assert printed(executed) == printed(NOTEBOOK), "jupytext --to ipynb --execute"
+    assert len(printed(NOTEBOOK)) > 15
 
 
 def test_notebook_is_stored_with_outputs() -> None:
