@@ -83,9 +83,23 @@ def describe(app, pagename, templatename, context, doctree):
         context["metatags"] += f'<meta name="description" content="{text}">\n'
 
 
+def say_once(app, what, name, obj, options, lines):
+    """Leaves the parameters that all transforms share to `MixUpBatch`, which comes first."""
+    if what == "class" and name.endswith("Batch") and not name.endswith("MixUpBatch"):
+        shared = [i for i, line in enumerate(lines) if line.startswith("    targets: ")]
+        if shared:
+            start = shared[0]
+            end = lines.index("", start)
+            lines[start:end] = []
+            end = lines.index("", start)
+            lines.insert(end, "")
+            lines.insert(end + 1, "The other parameters are those of `MixUpBatch`.")
+
+
 def setup(app):
     """Sphinx calls this."""
     app.connect("html-page-context", describe)
+    app.connect("autodoc-process-docstring", say_once, priority=100)  # before napoleon
 
 
 # The tutorial's links, which lead from examples/ to docs/, lead from docs/start/ here.

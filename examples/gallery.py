@@ -1,62 +1,44 @@
-"""Every transform and recipe on the same photographs.
+"""The cards of docs/gallery.md: each line of code there, and what it does to four photographs.
 
     python examples/gallery.py
 
-writes `gallery_recipes.png` and `gallery_maps.png`; the first run also prepares the photographs.
+writes the pictures that the page shows into `docs/images/gallery`; the first run also prepares the
+photographs.
 """
 
 import argparse
 import pathlib
-from collections.abc import Mapping
+import re
 from typing import Any
 
 import data
 import grain
 import numpy as np
+import picture
 import quickstart
 import weight_maps
 from absl import flags
+from matplotlib.figure import Figure
 
 import grain_mix as gm
 
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "gallery.md"
 SEED = 129  # starts with varied records, as in the quickstart
 
 
-def recipes(num_classes: int) -> Mapping[str, Any]:
-    """Those that `docs/guides/alpha.md` names."""
-    return {
-        "MixUp paper, big_vision: MixUpBatch(0.2, mode='batch')": gm.MixUpBatch(
-            alpha=0.2, num_classes=num_classes, mode="batch"
-        ),
-        "CutMix paper: CutMixBatch(1.0, mode='batch')": gm.CutMixBatch(
-            alpha=1.0, num_classes=num_classes, mode="batch"
-        ),
-        "CIFAR: CutMixBatch(1.0, prob=0.5)": gm.CutMixBatch(
-            alpha=1.0, num_classes=num_classes, prob=0.5
-        ),
-        "DeiT, ConvNeXt: MixBatch(0.8, 1.0, label_smoothing=0.1)": gm.MixBatch(
-            mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=num_classes, label_smoothing=0.1
-        ),
-        "RSB: MixBatch(0.1, 1.0)": gm.MixBatch(
-            mixup_alpha=0.1, cutmix_alpha=1.0, num_classes=num_classes
-        ),
-    }
-
-
-def maps(num_classes: int) -> Mapping[str, Any]:
-    """Those of `weight_maps.py`."""
-    return {
-        f"WeightMapMixBatch({recipe.__name__})": gm.WeightMapMixBatch(
-            recipe, num_classes=num_classes
-        )
-        for recipe in weight_maps.RECIPES.values()
-    }
+def cards(num_classes: int) -> dict[str, Any]:
+    """The transforms of the page, by the names of their pictures."""
+    found = re.findall(
+        r"```python\n(gm\..*?)```\n\n!\[.*?\]\(images/gallery/(.*?)\)", PAGE.read_text(), re.DOTALL
+    )
+    known = {"gm": gm, "weight_maps": weight_maps, "K": num_classes}
+    return {name: eval(code, known) for code, name in found}
 
 
 def main() -> None:
-    """Draws both figures."""
+    """Draws all cards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=pathlib.Path, default=".", help="a folder")
+    parser.add_argument("--output", type=pathlib.Path, default=PAGE.parent / "images" / "gallery")
     args = parser.parse_args()
     records, names = data.photographs()
     loader = grain.DataLoader(
@@ -66,14 +48,21 @@ def main() -> None:
     )
     batch = next(iter(loader))
     one_hot = np.eye(len(names))[batch["label"]]
-    for file, transforms in {
-        "gallery_recipes.png": recipes(len(names)),
-        "gallery_maps.png": maps(len(names)),
-    }.items():
-        rows = {"Records, each next to its partner": {**batch, "label": one_hot}}
-        rows |= {title: transform.map(batch) for title, transform in transforms.items()}
-        quickstart.draw_picture(rows, names, args.output / file)
-        print(f"wrote {args.output / file}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    draw({**batch, "label": one_hot}, names, args.output / "records.png")
+    for name, transform in cards(len(names)).items():
+        draw(transform.map(batch), names, args.output / name)
+    print(f"wrote {args.output}")
+
+
+def draw(batch: Any, names: tuple[str, ...], path: pathlib.Path) -> None:
+    """Draws two pairs of records under their labels."""
+    figure = Figure((6, 1.95), dpi=100, layout="constrained")
+    for i, axis in enumerate(figure.subplots(1, 4)):
+        axis.imshow(batch["image"][i])
+        axis.set_title(quickstart.describe(batch["label"][i], names), fontsize=9)
+        axis.axis("off")
+    picture.save(figure, path)
 
 
 if __name__ == "__main__":

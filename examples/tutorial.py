@@ -205,7 +205,7 @@ print({name: (str(value.dtype), value.shape) for name, value in batch.items()})
 #
 # Below, `load(*operations)` is that loader, with `operations` after `Batch`.
 
-# %%
+# %% mystnb={"image": {"alt": "Eight records, below them their partners, and below these both mixed by MixUp and by CutMix under their soft labels"}}
 originals = next(iter(load()))
 mixup = gm.MixUpBatch(alpha=1.0, num_classes=len(names))
 cutmix = gm.CutMixBatch(alpha=1.0, num_classes=len(names))
@@ -237,7 +237,7 @@ show(originals, rows, "tutorial_mixed.png")
 # ## What mixing is good for
 #
 # - **It generalises better where a network overfits**: few records, many epochs, large networks. Here, on 100 digits, the
-#   gain is measured [below](#Train-with-and-without-mixing).
+#   gain is measured below.
 # - **It holds more against hidden parts, noise and wrong labels**: [measured](../docs/how/evidence.md).
 # - **It costs about a copy of the batch**: no second read, no second forward pass, no change of the network
 #   ([benchmarks](../docs/benchmarks.md)).
@@ -365,7 +365,7 @@ print(f"{boxes.sum()} of 64 records got a box, the others a blend")
 # | 1 | uniform | 50 % | each mixture is equally likely | CutMix; CIFAR |
 # | 2 and more | a hill at one half | 69 % and more | most are half and half | hidden layers, long runs; it can underfit |
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"image": {"alt": "Density of λ for four values of α, each with the same six mixed photographs"}}
 alphas = [0.2, 0.5, 1.0, 2.0]
 grid = np.linspace(0.004, 0.996, 249)
 chosen = eight_classes(originals)[:6]
@@ -414,7 +414,7 @@ save(figure, "tutorial_alpha.png")
 # labels of MixUp with α = 1. If both partners have the same class, the label stays hard: that is the column at 1. CutMix
 # has more hard labels for the same α, since a box may be cut off by the border, and then covers less.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"image": {"alt": "Histograms of the largest label weight for four values of α, for MixUp and CutMix, and four soft labels as bars"}}
 figure = Figure((12, 8), dpi=80, layout="constrained")
 axes = figure.subplots(3, 4)
 bins = np.linspace(0, 1, 21)

@@ -1,4 +1,4 @@
-"""The gallery: every recipe and map on the same photographs."""
+"""The gallery: every line of code of the page, on the same photographs."""
 
 import pathlib
 import sys
@@ -8,17 +8,20 @@ import pytest
 import weight_maps
 from PIL import Image
 
+import grain_mix as gm
+
 
 @pytest.mark.slow
-def test_both_figures_are_drawn(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_card_is_drawn(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib warns, and so fails, where titles leave no room for the photographs."""
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--output", str(tmp_path)])
     gallery.main()
-    for name, rows in {
-        "gallery_recipes.png": gallery.recipes(10),
-        "gallery_maps.png": gallery.maps(10),
-    }.items():
-        with Image.open(tmp_path / name) as figure:
-            assert figure.width == 1365
-            assert figure.height == pytest.approx(256.75 * (len(rows) + 1), abs=2)
-    assert len(gallery.maps(10)) == len(weight_maps.RECIPES)
+    stored = gallery.PAGE.parent / "images" / "gallery"
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in stored.iterdir()}
+    assert drawn == {"records.png", *gallery.cards(10)}
+    for name in drawn:
+        with Image.open(tmp_path / name) as new, Image.open(stored / name) as old:
+            assert new.size == old.size == (600, 195)
+    maps = [card for card in gallery.cards(10).values() if isinstance(card, gm.WeightMapMixBatch)]
+    assert {card.weight_map for card in maps} == set(weight_maps.RECIPES.values())

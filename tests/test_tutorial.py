@@ -6,7 +6,7 @@ from typing import Any
 
 import jupytext
 import pytest
-from common import run_python
+from common import started
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "tutorial.py", EXAMPLES / "tutorial.ipynb"
@@ -36,12 +36,16 @@ def printed(path: pathlib.Path) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it trains twelve networks
 def test_outputs_are_those_of_the_code(tmp_path: pathlib.Path) -> None:
     """Run as a notebook, in an empty folder."""
     folder, executed = tmp_path / "empty", tmp_path / "executed.ipynb"
     folder.mkdir()
     options = ("--to", "ipynb", "--execute", "--run-path", folder, "--output", executed)
-    run_python("-m", "jupytext", *options, SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with started("-m", "jupytext", *options, SCRIPT, **environment) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert printed(executed) == printed(NOTEBOOK), "jupytext --to ipynb --execute"
     assert len(printed(NOTEBOOK)) > 15
 
