@@ -411,8 +411,8 @@ save(figure, "tutorial_alpha.png")
 # ## Labels
 #
 # How soft do labels get? Above: the largest weight of each label over one epoch, for MixUp and for CutMix. Below: four
-# labels of MixUp with α = 1. If both partners have the same class, the label stays hard: that is the column at 1. CutMix
-# has more hard labels for the same α, since a box may be cut off by the border, and then covers less.
+# labels of MixUp with α = 1. If both partners have the same class, the label stays hard: that is the column at 1. For
+# a small α CutMix has fewer hard labels: λ near 0 is a box as large as the image, of which the border cuts off a part.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"image": {"alt": "Histograms of the largest label weight for four values of α, for MixUp and CutMix, and four soft labels as bars"}}
 figure = Figure((12, 8), dpi=80, layout="constrained")
