@@ -1,16 +1,20 @@
 """Where the examples get their records: TFDS, read by random access and without TensorFlow.
 
 `photographs` and `digits` work offline: their pictures are installed with scikit-image and
-scikit-learn. `cifar10` is downloaded, but only when you ask for it.
+scikit-learn. `cifar10` and `fashion_mnist` are downloaded, but only when you ask for it.
+`fashion_mnist` also reads a folder of the four files as they are published.
 """
 
 import contextlib
 import dataclasses
+import gzip
 import importlib.resources
 import io
+import math
 import pathlib
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +26,7 @@ CACHE = pathlib.Path("~/.cache/grain_mix").expanduser()
 
 
 class Dataset(NamedTuple):
-    """Records for `grain.DataLoader`, each an `image` (H, W, 3) uint8 and an integer `label`."""
+    """Records for `grain.DataLoader`, each an `image` [H, W, C] uint8 and an integer `label`."""
 
     source: Any
     names: tuple[str, ...]
@@ -43,19 +47,30 @@ def cifar10(
     data_dir: pathlib.Path | None = None, split: str = "train", *, download: bool = False
 ) -> Dataset:
     """CIFAR-10 as TFDS prepares it. Nothing is downloaded unless `download=True`."""
-    builder = Cifar10(data_dir=data_dir or CACHE)
-    if not _is_prepared(builder):
-        if not download:
-            where = builder.data_path
-            raise SystemExit(f"no CIFAR-10 in {where}: --download fetches it (162 MiB, by network)")
-        _prepare(builder)
-    elif builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise SystemExit(
-            f"CIFAR-10 in {builder.data_path} is in {builder.info.file_format.value} files, which"
-            " cannot be read in random order: name another --data-dir, with --download"
-        )
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    return Dataset(_PngRecords(source), tuple(builder.info.features["label"].names))
+    fix = "--download fetches it (162 MiB, by network)"
+    return _open_tfds(Cifar10(data_dir=data_dir or CACHE), split, "CIFAR-10", fix, download)
+
+
+def fashion_mnist(
+    data_dir: pathlib.Path | None = None,
+    split: str = "train",
+    *,
+    folder: pathlib.Path | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Fashion-MNIST, clothes of 28 by 28 pixels and grey: 60,000 in "train", 10,000 in "test".
+
+    From `folder`, which holds the four published IDX files, packed by gzip or not
+    (https://github.com/zalandoresearch/fashion-mnist; Debian's package `dataset-fashion-mnist`
+    has them in /usr/share/datasets/fashion-mnist), or else as TFDS prepares it. Nothing is
+    downloaded unless `download=True`.
+    """
+    builder = FashionMnist(data_dir=data_dir or CACHE)
+    if folder is None:
+        fix = "--download fetches it (30 MiB, by network), or name its --folder"
+        return _open_tfds(builder, split, "Fashion-MNIST", fix, download)
+    names = tuple(builder.info.features["label"].names)
+    return Dataset(_Arrays(f"fashion_mnist, {split}", *read_idx_pair(folder, split)), names)
 
 
 # Each class and its file in an installed package. The file is opened directly, because the
@@ -81,6 +96,52 @@ def as_arrays(records: Any) -> tuple[np.ndarray, np.ndarray]:
         np.stack([record["image"] for record in everything]),
         np.array([record["label"] for record in everything]),
     )
+
+
+IDX_FILES = {
+    split: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    for split, prefix in {"train": "train", "test": "t10k"}.items()
+}
+
+
+def read_idx_pair(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images `[N, H, W, 1]` and class ids `[N]`, both uint8, from a folder of IDX files."""
+    paths = [folder / name for name in IDX_FILES[split]]
+    packed = [path.with_name(f"{path.name}.gz") for path in paths]
+    found = [path if path.exists() else gz for path, gz in zip(paths, packed, strict=True)]
+    if missing := [path.name for path in found if not path.exists()]:
+        expected = " and ".join(path.name for path in packed)
+        raise SystemExit(
+            f"{folder}: no {' and no '.join(missing)}; expected {expected}, or the same without"
+            " .gz; name the folder that holds the four files of Fashion-MNIST"
+        )
+    images, labels = (read_idx(path, ndim) for path, ndim in zip(found, (3, 1), strict=True))
+    if len(images) != len(labels):
+        raise SystemExit(
+            f"{folder}: {len(images)} images in {found[0].name}, {len(labels)} labels in"
+            f" {found[1].name}; expected as many; take all files from one place"
+        )
+    return images[..., None], labels
+
+
+def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
+    """Returns the uint8 array of an IDX file (http://yann.lecun.com/exdb/mnist), packed or not.
+
+    The file has the bytes 0, 0, 8 (for uint8) and the number of axes, then each axis' length in
+    four bytes, largest first, then the values.
+    """
+    raw = path.read_bytes()
+    start = 4 + 4 * ndim
+    try:
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        shape = np.frombuffer(raw, ">u4", ndim, 4).tolist()
+        is_whole = raw[:4] == bytes([0, 0, 8, ndim]) and len(raw) - start == math.prod(shape)
+    except (EOFError, OSError, ValueError, zlib.error):
+        is_whole = False
+    if not is_whole:
+        came = "is cut short, or another kind of file"
+        raise SystemExit(f"{path}: {came}; expected IDX, uint8, {ndim} axes; copy the file again")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -169,6 +230,44 @@ class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):  # typ
             yield i, {"id": f"{prefix}{i:05d}", "image": image, "label": int(row[0])}
 
 
+class FashionMnist(tfds.image_classification.FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS's Fashion-MNIST, file for file, but read and written without TensorFlow."""
+
+    name = "fashion_mnist"
+    url_infos = tfds.image_classification.FashionMNIST.url_infos  # the downloads' checksums
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        urls = {
+            split: [f"{self.URL}{name}.gz" for name in names] for split, names in IDX_FILES.items()
+        }
+        return {
+            split: self._generate_examples(*paths)
+            for split, paths in dl_manager.download(urls).items()
+        }
+
+    def _generate_examples(
+        self, images: pathlib.Path, labels: pathlib.Path
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        pairs = zip(read_idx(images, 3), read_idx(labels, 1), strict=True)
+        for i, (image, label) in enumerate(pairs):
+            yield i, {"image": Image.fromarray(image), "label": int(label)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    """Records in memory. Grain keeps a source's `repr` in its checkpoints: here only the name."""
+
+    name: str
+    images: np.ndarray = dataclasses.field(repr=False)
+    labels: np.ndarray = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
 @dataclasses.dataclass(frozen=True)
 class _PngRecords:
     """Image and label of records whose image is still a PNG.
@@ -184,7 +283,24 @@ class _PngRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
         image = np.asarray(Image.open(io.BytesIO(record["image"])))
-        return {"image": image, "label": record["label"]}
+        return {"image": np.atleast_3d(image), "label": record["label"]}
+
+
+def _open_tfds(
+    builder: tfds.core.DatasetBuilder, split: str, title: str, fix: str, download: bool
+) -> Dataset:
+    """Opens what TFDS has prepared, or first downloads it, if that is asked for."""
+    if not _is_prepared(builder):
+        if not download:
+            raise SystemExit(f"no {title} in {builder.data_path}: {fix}")
+        _prepare(builder)
+    elif builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise SystemExit(
+            f"{title} in {builder.data_path} is in {builder.info.file_format.value} files, which"
+            " cannot be read in random order: name another --data-dir, with --download"
+        )
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Dataset(_PngRecords(source), tuple(builder.info.features["label"].names))
 
 
 def _open_offline(builder: tfds.core.DatasetBuilder, split: str, preparing: str) -> Dataset:
