@@ -1,96 +1,180 @@
-"""What mixing does to a network trained on few records: `python examples/train.py --compare`."""
+"""What mixing does to a network trained on few records: `python examples/train.py --compare`.
+
+Each finished run is a line of `runs.jsonl` in the folder. So a comparison that was stopped goes on,
+and more `--seeds` are added to those that are there.
+"""
 
 import argparse
+import functools
 import itertools
+import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import data
+import jax
 import numpy as np
 import optax
 import picture
 import training
 from flax import nnx
 from matplotlib.figure import Figure
-from scipy import optimize, special
+from scipy import optimize, special, stats
 from tqdm import tqdm
 from train import log_loss, open_dataset
 
-SEEDS = range(5)  # of the records chosen, of their order, of what is drawn, of the first weights
-RECORDS = 200
-STEPS = 400
-BATCH_SIZE = 48
+import grain_mix as gm
+
 NOISE = 0.2  # standard deviation, where black is 0 and white is 1
-WRONG = 0.4  # share of the training labels that are wrong, in the last column
+WRONG = 0.4  # share of the training labels that are wrong, in runs of their own
 BINS = 10
 
-# Log-probabilities [S, N, K] of each setting, for all seeds.
-Predictions = Mapping[str, np.ndarray]
+_both = training.MIXES["both"]
+SETTINGS = training.MIXES | {
+    "both, pair": functools.partial(_both, mode="pair"),
+    "both, batch": functools.partial(_both, mode="batch"),
+}
+if Larger := getattr(gm, "Larger", None):
+    laws = {"mixup_alpha": Larger(gm.Beta(0.8, 0.8)), "cutmix_alpha": Larger(gm.Beta(1, 1))}
+    SETTINGS["both, larger"] = functools.partial(_both, **laws)
+# What is compared, each with the first of its kind.
+KINDS = {
+    "recipes": list(training.MIXES),
+    "modes": [name for name in SETTINGS if name.startswith("both")],
+}
+# The options that a run depends on.
+OPTIONS = ("data", "records", "num_epochs", "batch_size", "learning_rate", "momentum", "hard")
+
+# A run: its options, "name", "seed" and "wrong_labels"; what was measured; "bins".
+Run = dict[str, Any]
 
 
 def main(args: argparse.Namespace) -> None:
-    """Trains all settings over all seeds; writes `compare.md` and `compare.png`."""
-    predicted, labels = train_and_predict(args)
-    folder = args.workdir or pathlib.Path()
+    """Trains all of a kind over all seeds; writes `KIND.md` and `KIND.png`."""
+    if args.seeds < 2:
+        fix = "pass --seeds 2 or more"
+        raise SystemExit(f"--seeds {args.seeds}: expected at least 2, for intervals; {fix}")
+    folder = args.workdir or pathlib.Path("runs", f"compare-{args.data}-{args.records}")
     folder.mkdir(parents=True, exist_ok=True)
-    table = (
-        f"{RECORDS} training records of `{args.data}`, {STEPS} steps of {BATCH_SIZE},"
-        f" {len(labels)} test records; mean ± standard deviation over {len(SEEDS)} seeds.\n\n"
-        + make_table(predicted, labels)
+    runs = train_all(args, folder / "runs.jsonl")
+    command = f"python examples/train.py --compare {args.compare} --seeds {args.seeds}"
+    for name in OPTIONS[:-1]:
+        command += f" --{name.replace('_', '-')} {getattr(args, name)}"
+    command += " --hard" * args.hard + (f" --folder {args.folder}" if args.folder else "")
+    steps = args.num_epochs * args.records // args.batch_size
+    tables = (
+        f"{args.records:,} training records of `{args.data}`, {args.num_epochs} epochs, which are"
+        f" {steps:,} steps of {args.batch_size}; {sum(runs[0]['bins'][2]):,} test records. Mean ±"
+        f" standard deviation over {args.seeds} seeds:\n\n{make_table(runs, spread)}\n"
+        f"Less the same seed's value for *{KINDS[args.compare][0]}*, mean (95% interval):\n\n"
+        f"{make_table(runs, difference)}\n```sh\n{command}\n```\n"
     )
-    (folder / "compare.md").write_text(table)
-    draw(predicted["clean"], labels, folder / "compare.png")
-    print(table + f"\nwrote {folder / 'compare.md'} and {folder / 'compare.png'}")
+    (folder / f"{args.compare}.md").write_text(tables)
+    draw([run for run in runs if not run["wrong_labels"]], folder / f"{args.compare}.png")
+    print(f"{tables}\nwrote {folder / args.compare}.md and .png")
     if args.page:
-        before = args.page.read_text()
-        after = re.sub(
-            r"(<!-- compare -->\n).*?(\n<!-- /compare -->)",
-            lambda match: match[1] + table + match[2],
-            before,
-            flags=re.DOTALL,
+        renew(args.page, f"{args.data} {args.records} {args.compare}", tables)
+
+
+def renew(page: pathlib.Path, name: str, content: str) -> None:
+    """Replaces what stands between `<!-- name -->` and `<!-- /name -->`."""
+    after, count = re.subn(
+        rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)",
+        lambda match: match[1] + content + match[2],
+        page.read_text(),
+        flags=re.DOTALL,
+    )
+    if not count:
+        expected = f"lines <!-- {name} --> and <!-- /{name} -->"
+        raise SystemExit(f"{page}: no place for the tables; expected {expected}; add them")
+    page.write_text(after)
+
+
+def train_all(args: argparse.Namespace, path: pathlib.Path) -> list[Run]:
+    """Returns all runs, seed by seed, after training those that the file has not."""
+    stored = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # TFDS has the records in another order than a folder.
+    wanted = [
+        {name: getattr(args, name) for name in OPTIONS}
+        | {"from_folder": bool(args.folder), "name": name, "seed": seed, "wrong_labels": share}
+        for seed, name, share in itertools.product(
+            range(args.seeds), KINDS[args.compare], (0.0, WRONG) if args.hard else (0.0,)
         )
-        args.page.write_text(after)
+    ]
+    missing = [run for run in wanted if not any(run.items() <= other.items() for other in stored)]
+    if missing:
+        records, classes = open_dataset(args, "train")
+        if args.records > len(records):
+            came = f"--records {args.records} with --data {args.data}"
+            raise SystemExit(f"{came}: expected at most {len(records)}; pass fewer")
+        images, labels = data.as_arrays(open_dataset(args, "test")[0])
+        tests = {"clean": images}
+        if args.hard:
+            tests |= {"noisy": with_noise(images), "hidden": with_hidden_square(images)}
+        # One optimizer for all, or each is compiled. The rate falls to 0 along half a cosine.
+        steps = args.num_epochs * args.records // args.batch_size
+        rate = optax.cosine_decay_schedule(args.learning_rate, steps)
+        optimizer = optax.sgd(rate, args.momentum)
+        for run in tqdm(missing, unit=" runs"):
+            measured = train_one(run, records, len(classes), optimizer, steps, tests, labels)
+            stored.append(run | measured)
+            with path.open("a") as lines:
+                lines.write(json.dumps(stored[-1]) + "\n")
+    return [next(run for run in stored if want.items() <= run.items()) for want in wanted]
 
 
-def train_and_predict(args: argparse.Namespace) -> tuple[dict[str, Predictions], np.ndarray]:
-    """Returns predictions for each kind of test, and the labels `[N]` of the test images."""
-    records, names = open_dataset(args, "train")
-    images, labels = data.as_arrays(open_dataset(args, "test")[0])
-    tests = {"clean": images, "noisy": with_noise(images), "hidden": with_hidden_square(images)}
-    optimizer = optax.sgd(args.learning_rate, args.momentum)  # one for all, or each is compiled
+def train_one(
+    run: Run,
+    records: Any,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    tests: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+) -> dict[str, Any]:
+    """Trains and tests. The seed is that of the records chosen, their order, draws and weights."""
+    seed, size = run["seed"], run["batch_size"]
+    chosen = np.random.default_rng(seed).permutation(len(records))[: run["records"]]
+    few = with_wrong_labels([records[i] for i in chosen], run["wrong_labels"], num_classes, seed)
+    mix = SETTINGS[run["name"]](num_classes=num_classes, sharding=training.over_devices("data"))
+    trained = training.Training(
+        training.Net(tests["clean"].shape[1:], num_classes, nnx.Rngs(seed)),
+        optimizer,
+        training.load(few, mix, batch_size=size, seed=seed, workers=0),
+    )
+    started = 0.0
+    for _ in trained.run(steps):
+        started = started or time.process_time()  # after the first step, which compiles
+    training_time = (time.process_time() - started) / max(1, steps - 1)
+    trained.close()
 
-    predicted: dict[str, dict[str, list[np.ndarray]]] = {
-        test: {name: [] for name in training.MIXES} for test in (*tests, "wrong labels")
-    }
-    runs = list(itertools.product(SEEDS, training.MIXES, (0.0, WRONG)))
-    with tqdm(total=len(runs) * STEPS, unit=" steps") as bar:
-        for seed, name, wrong in runs:
-            chosen = np.random.default_rng(seed).permutation(len(records))[:RECORDS]
-            mix = training.MIXES[name](
-                num_classes=len(names), sharding=training.over_devices("data")
-            )
-            run = training.Training(
-                training.Net(images.shape[1:], len(names), nnx.Rngs(seed)),
-                optimizer,
-                training.load(
-                    with_wrong_labels([records[i] for i in chosen], wrong, len(names), seed),
-                    mix,
-                    batch_size=BATCH_SIZE,
-                    seed=seed,
-                    workers=0,
-                ),
-            )
-            for _ in run.run(STEPS):
-                bar.update()
-            run.close()
-            for test, inputs in {"wrong labels": images}.items() if wrong else tests.items():
-                predicted[test][name].append(np.asarray(training.predict(run.net, inputs)))
+    predicted = {test: training.predict(trained.net, inputs) for test, inputs in tests.items()}
+    clean = predicted.pop("clean")
+    if run["wrong_labels"]:
+        return {"after_wrong_labels": accuracy(clean, labels)}
     return {
-        test: {name: np.stack(seeds) for name, seeds in of_test.items()}
-        for test, of_test in predicted.items()
-    }, labels
+        "accuracy": accuracy(clean, labels),
+        "log_loss": log_loss(clean, labels),
+        "calibration_error": calibration_error(clean, labels),
+        "error_after_temperature": error_after_temperature(clean, labels),
+        **{test: accuracy(log_probs, labels) for test, log_probs in predicted.items()},
+        "mixing": mixing_time(mix, few[:size]) / training_time,
+        "bins": [sums.tolist() for sums in by_confidence(clean, labels)],
+    }
+
+
+def mixing_time(mix: Any, records: Sequence[Any], calls: int = 50) -> float:
+    """Returns the CPU time of mixing a batch, in seconds. It hardly sees what else is running."""
+    images, labels = data.as_arrays(records)
+    seeds = np.arange(len(records), dtype=np.uint32)
+    batch = {"image": images, "label": labels, "mix_seed": seeds}
+    started = time.process_time()
+    for _ in range(calls):
+        jax.block_until_ready(mix.map(batch))
+    return (time.process_time() - started) / calls
 
 
 def with_noise(images: np.ndarray) -> np.ndarray:
@@ -120,37 +204,54 @@ def with_wrong_labels(records: list[Any], share: float, num_classes: int, seed: 
     ]
 
 
-def make_table(predicted: Mapping[str, Predictions], labels: np.ndarray) -> str:
-    """Returns a row for each setting, in Markdown."""
+# What a table shows, and the heading of its column; in % where the heading ends so.
+COLUMNS = {
+    "accuracy": "accuracy, %",
+    "log_loss": "log-loss",
+    "calibration_error": "calibration error, %",
+    "error_after_temperature": "the same after a fitted temperature, %",
+    "noisy": f"accuracy with noise σ = {NOISE}, %",
+    "hidden": "accuracy with a hidden square, %",
+    "after_wrong_labels": f"accuracy after training with {WRONG:.0%} wrong labels, %",
+    "mixing": "mixing's share of the CPU time, %",
+}
 
-    def spread(values: Sequence[float], percent: bool = False) -> str:
-        scale, digits = (100, 1) if percent else (1, 3)
-        mean, deviation = np.mean(values) * scale, np.std(values, ddof=1) * scale
-        return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
-    columns = (
-        "accuracy %",
-        "log-loss",
-        "calibration error %",
-        "the same, after a fitted temperature",
-        f"accuracy % with noise σ = {NOISE}",
-        "accuracy % with a hidden square",
-        f"accuracy % after training with {WRONG:.0%} wrong labels",
-    )
-    rows = [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for name, seeds in predicted["clean"].items():
-        cells = [
-            spread([accuracy(seed, labels) for seed in seeds], percent=True),
-            spread([log_loss(seed, labels) for seed in seeds]),
-            spread([calibration_error(seed, labels) for seed in seeds], percent=True),
-            spread([error_after_temperature(seed, labels) for seed in seeds], percent=True),
-        ]
-        cells += [
-            spread([accuracy(seed, labels) for seed in predicted[test][name]], percent=True)
-            for test in ("noisy", "hidden", "wrong labels")
-        ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+def make_table(runs: Sequence[Run], cell: Callable[[np.ndarray, np.ndarray, int], str]) -> str:
+    """Returns a row for each setting, in Markdown. A cell gets its values and the first row's."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for run, column in itertools.product(runs, COLUMNS):
+        if column in run:
+            values.setdefault(run["name"], {}).setdefault(column, []).append(run[column])
+    first = next(iter(values.values()))
+    columns = [column for column in COLUMNS if column in first]
+    rows = [f"| | {' | '.join(COLUMNS[column] for column in columns)} |"]
+    rows.append("|---" * (1 + len(columns)) + "|")
+    for name, measured in values.items():
+        cells = []
+        for column in columns:
+            scale, digits = (100, 1) if COLUMNS[column].endswith("%") else (1, 3)
+            own, other = (scale * np.array(row[column]) for row in (measured, first))
+            cells.append(cell(own, other, digits))
+        if any(cells):
+            rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def spread(values: np.ndarray, _: np.ndarray, digits: int) -> str:
+    """Returns the mean and the standard deviation over the seeds."""
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def difference(values: np.ndarray, others: np.ndarray, digits: int) -> str:
+    """Returns the mean difference of pairs and its 95% interval by Student's t; "" to itself."""
+    differences = values - others
+    if not differences.any():
+        return ""
+    mean, count = differences.mean(), len(differences)
+    half = stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5
+    mean, low, high = (f"{x:+.{digits + 1}f}" for x in (mean, mean - half, mean + half))
+    return f"{mean} ({low} to {high})".replace("-", "−")
 
 
 def accuracy(log_probs: np.ndarray, labels: np.ndarray) -> float:
@@ -202,25 +303,26 @@ def scaled(log_probs: np.ndarray, log_temperature: float) -> np.ndarray:
     return np.asarray(special.log_softmax(logits, axis=1))
 
 
-def draw(clean: Predictions, labels: np.ndarray, path: pathlib.Path) -> None:
+def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     """Draws how often a network is right when it is so sure, over all seeds together."""
+    names = list(dict.fromkeys(run["name"] for run in runs))
     figure = Figure((9.6, 2.9), dpi=100, layout="constrained")
-    axes = figure.subplots(1, len(clean), sharey=True)
-    for axis, (name, seeds) in zip(axes, clean.items(), strict=True):
-        everything = np.concatenate(seeds)
-        confidence, right, count = by_confidence(everything, np.tile(labels, len(seeds)))
-        seen = count > 0
+    axes = figure.subplots(1, len(names), sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        sums = np.sum([run["bins"] for run in runs if run["name"] == name], axis=0)
+        seen = sums[2] > 0
+        confidence, right, count = sums[:, seen]
         axis.bar(
             np.arange(BINS)[seen] / BINS,
-            right[seen] / count[seen],
+            right / count,
             width=1 / BINS,
             align="edge",
             color="0.85",
             edgecolor="0.4",
         )
         axis.plot([0, 1], [0, 1], color="0.4", linestyle=":", label="calibrated")
-        means = confidence[seen] / count[seen], right[seen] / count[seen]
-        axis.scatter(*means, s=4 + 150 * count[seen] / count.sum(), color="tab:blue", zorder=3)
+        size = 4 + 150 * count / count.sum()
+        axis.scatter(confidence / count, right / count, s=size, color="tab:blue", zorder=3)
         axis.set(title=name, xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
     axes[0].set_ylabel("accuracy")
     axes[0].legend(loc="upper left", fontsize=8)

@@ -8,7 +8,11 @@ With other options than before, it refuses; more epochs are fine.
     python examples/train.py --compare
 
 trains without mixing, with MixUp, with CutMix and with both, over several seeds on few records, and
-writes a table and a picture of what that did.
+writes tables and a picture of what that did. `--compare modes` does so for who shares a draw.
+
+    python examples/train.py --data fashion_mnist --folder /usr/share/datasets/fashion-mnist
+
+takes the four files of Fashion-MNIST from where Debian's package `dataset-fashion-mnist` has them.
 """
 
 import argparse
@@ -69,7 +73,7 @@ def main() -> None:
             f"stopped and saved after step {run.step} of {steps}; the same line goes on from here"
         )
         return
-    log_probs = np.asarray(training.predict(run.net, images))
+    log_probs = training.predict(run.net, images)
     accuracy = np.mean(log_probs.argmax(axis=1) == labels)
     loss = log_loss(log_probs, labels)
     print(f"{len(labels)} clean test records: accuracy {accuracy:.2%}, log-loss {loss:.4f}")
@@ -78,9 +82,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line. Names and defaults follow Flax's examples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=["digits", "cifar10"], default="digits")
+    parser.add_argument("--data", choices=["digits", "fashion_mnist", "cifar10"], default="digits")
     parser.add_argument("--mix", choices=list(training.MIXES), default="both")
-    parser.add_argument("--workdir", type=pathlib.Path, help="default: runs/DATA-MIX-SEED")
+    parser.add_argument("--workdir", type=pathlib.Path, help="default: a folder in runs/")
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -88,16 +92,34 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="Grain worker processes")
     parser.add_argument("--data-dir", type=pathlib.Path, help=f"default: {data.CACHE}")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it's not there")
-    parser.add_argument("--compare", action="store_true", help="all of --mix, side by side")
-    parser.add_argument("--page", type=pathlib.Path, help="where --compare renews its table")
-    return parser.parse_args()
+    parser.add_argument("--folder", type=pathlib.Path, help="with the files of Fashion-MNIST")
+    parser.add_argument("--download", action="store_true", help="fetch the data if it's not there")
+    compare = parser.add_argument_group("to train all of a kind, side by side")
+    compare.add_argument("--compare", nargs="?", choices=["recipes", "modes"], const="recipes")
+    compare.add_argument("--records", type=int, default=200, help="of the training data")
+    compare.add_argument("--seeds", type=int, default=5)
+    compare.add_argument("--hard", action="store_true", help="noise, hidden squares, wrong labels")
+    compare.add_argument("--page", type=pathlib.Path, help="where to renew the tables")
+    if parser.parse_args().compare:
+        parser.set_defaults(batch_size=48, num_epochs=96)  # many runs of few records
+    args = parser.parse_args()
+    unused = ["mix", "seed", "workers"] if args.compare else ["records", "seeds", "hard"]
+    unused += [] if args.compare else ["page"]
+    unused += [] if args.data == "fashion_mnist" else ["folder"]
+    for name in unused:
+        if getattr(args, name) != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            came = f"{option} with --data {args.data}{' --compare' * bool(args.compare)}"
+            parser.error(f"{came}: expected no such option, which has no use there; leave it out")
+    return args
 
 
 def open_dataset(args: argparse.Namespace, split: str) -> data.Dataset:
     """Opens a split of `--data`."""
     if args.data == "cifar10":
         return data.cifar10(args.data_dir, split, download=args.download)
+    if args.data == "fashion_mnist":
+        return data.fashion_mnist(args.data_dir, split, folder=args.folder, download=args.download)
     return data.digits(args.data_dir, split)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -23,7 +24,7 @@ MIXES: dict[str, Callable[..., Any]] = {
     "none": functools.partial(gm.MixUpBatch, prob=0.0),  # makes labels one-hot, mixes nothing
     "mixup": functools.partial(gm.MixUpBatch, alpha=0.4),
     "cutmix": functools.partial(gm.CutMixBatch, alpha=1.0),
-    "both": functools.partial(gm.MixBatch, mixup_alpha=0.4, cutmix_alpha=1.0),
+    "both": functools.partial(gm.MixBatch, mixup_alpha=0.8, cutmix_alpha=1.0),
 }
 
 
@@ -207,7 +208,12 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def predict(net: Net, images: np.ndarray) -> np.ndarray:
+    """Returns log-probabilities `[N, K]`, of a thousand images at once, which bounds the memory."""
+    parts = [images[start : start + 1000] for start in range(0, len(images), 1000)]
+    return np.concatenate([np.asarray(_predict(net, part)) for part in parts])
+
+
 @nnx.jit
-def predict(net: Net, images: Any) -> jax.Array:
-    """Returns log-probabilities `[B, K]`."""
+def _predict(net: Net, images: Any) -> jax.Array:
     return nnx.log_softmax(net(images))

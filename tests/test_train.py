@@ -1,19 +1,23 @@
 """The training example: it trains, stops, resumes, and compares."""
 
 import argparse
+import json
 import re
 import signal
 import subprocess
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import compare
 import numpy as np
 import pytest
 from common import Rng, started
 from PIL import Image
-from test_data import prepare_look_alike
+from scipy import stats
+from test_data import prepare_look_alike, write_clothes
+from train import parse_arguments
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -86,20 +90,108 @@ def test_cifar10(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "SEEDS", range(2))
-    monkeypatch.setattr(compare, "STEPS", 3)
+def test_fashion_mnist(tmp_path: Path, rng: Rng) -> None:
+    write_clothes(tmp_path / "files", rng)
+    line = ["--data", "fashion_mnist", "--folder", tmp_path / "files", "--batch-size", 32]
+    assert train(tmp_path, *line, "--num-epochs", 1)[-1].startswith("20 clean test records: ")
+    resumed, _ = train(tmp_path, *line, "--num-epochs", 2)
+    assert resumed == "resumed after step 2"
+
+
+def compare_options(where: Path, **options: object) -> argparse.Namespace:
+    defaults = {
+        "data_dir": where / "data",
+        "folder": None,
+        "download": False,
+        "workdir": where / "out",
+        "page": None,
+        "compare": "recipes",
+        "num_epochs": 1,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "hard": False,
+    }
+    return argparse.Namespace(**defaults | options)
+
+
+def table_rows(page: str, columns: int) -> list[str]:
+    number = r"[+−]?\d+\.\d+"
+    cell = rf"({number} ± {number}|{number} \({number} to {number}\)|)"
+    return re.findall(rf"^\| ([\w, ]+)(?: \| {cell}){{{columns}}} \|$", page, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_compare(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- compare -->\nold\n<!-- /compare -->\nafter\n")
-    options = {"data": "digits", "data_dir": tmp_path / "data", "workdir": tmp_path, "page": page}
-    compare.main(argparse.Namespace(**options, learning_rate=0.1, momentum=0.9))
-    table = (tmp_path / "compare.md").read_text()
-    number = r"\d+\.\d+ ± \d+\.\d+"
-    rows = re.findall(rf"^\| (\w+)(?: \| {number}){{7}} \|$", table, re.MULTILINE)
-    assert rows == ["none", "mixup", "cutmix", "both"]
-    assert page.read_text() == f"before\n<!-- compare -->\n{table}\n<!-- /compare -->\nafter\n"
-    with Image.open(tmp_path / "compare.png") as image:
+    mark = "digits 96 recipes"
+    page.write_text(f"before\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nafter\n")
+    options = {"data": "digits", "records": 96, "batch_size": 32, "seeds": 2, "hard": True}
+    compare.main(compare_options(tmp_path, page=page, **options))
+    tables = (tmp_path / "out" / "recipes.md").read_text()
+    rows = [row[0] for row in table_rows(tables, 8)]
+    assert rows == ["none", "mixup", "cutmix", "both", "mixup", "cutmix", "both"]
+    assert page.read_text() == f"before\n<!-- {mark} -->\n{tables}\n<!-- /{mark} -->\nafter\n"
+    assert "--num-epochs 1 --batch-size 32 --learning-rate 0.1 --momentum 0.9 --hard" in tables
+    with Image.open(tmp_path / "out" / "recipes.png") as image:
         assert image.width > 900
+
+
+@pytest.mark.slow
+def test_compare_goes_on(tmp_path: Path, rng: Rng) -> None:
+    """Finished runs are not trained again, and modes share what they can with recipes."""
+    write_clothes(tmp_path / "files", rng)
+    options = {"data": "fashion_mnist", "folder": tmp_path / "files", "batch_size": 32}
+    stored = tmp_path / "out" / "runs.jsonl"
+
+    def runs() -> list[tuple[str, int]]:
+        lines = map(json.loads, stored.read_text().splitlines())
+        return [(run["name"], run["seed"]) for run in lines]
+
+    compare.main(compare_options(tmp_path, **options, records=64, seeds=2))
+    before = stored.read_text()
+    recipes = [(name, seed) for seed in range(2) for name in ("none", "mixup", "cutmix", "both")]
+    assert runs() == recipes
+    compare.main(compare_options(tmp_path, **options, records=64, seeds=2, compare="modes"))
+    assert stored.read_text().startswith(before)
+    modes = [name for name in compare.KINDS["modes"] if name != "both"]
+    assert {"both, pair", "both, batch"} <= set(modes)
+    assert runs() == recipes + [(name, seed) for seed in range(2) for name in modes]
+
+    with pytest.raises(SystemExit, match=r"--records 65 .*: expected at most 64; pass fewer"):
+        compare.main(compare_options(tmp_path, **options, records=65, seeds=2))
+    with pytest.raises(SystemExit, match="--seeds 1: expected at least 2, for intervals"):
+        compare.main(compare_options(tmp_path, **options, records=64, seeds=1))
+    page = tmp_path / "page.md"
+    page.write_text("# No place\n")
+    with pytest.raises(SystemExit, match="expected lines <!-- fashion_mnist 64 recipes -->"):
+        compare.main(compare_options(tmp_path, **options, records=64, seeds=2, page=page))
+    assert page.read_text() == "# No place\n"
+
+
+def test_difference_of_pairs(rng: Rng) -> None:
+    values, others = rng.normal(size=(2, 7))
+    interval = stats.ttest_rel(values, others).confidence_interval(0.95)
+    numbers = [np.mean(values - others), interval.low, interval.high]
+    mean, low, high = (f"{number:+.3f}".replace("-", "−") for number in numbers)
+    assert compare.difference(values, others, 2) == f"{mean} ({low} to {high})"
+    assert compare.difference(values, values, 2) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "came"),
+    [
+        (["--records", "100"], "--records with --data digits"),
+        (["--compare", "--mix", "none"], "--mix with --data digits --compare"),
+        (["--data", "cifar10", "--folder", "f"], "--folder with --data cifar10"),
+    ],
+)
+def test_options_without_a_use_are_refused(
+    options: list[str], came: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", *options])
+    with pytest.raises(SystemExit):
+        parse_arguments()
+    assert f"{came}: expected no such option" in capsys.readouterr().err
 
 
 def test_calibration_error(rng: Rng) -> None:
