@@ -32,18 +32,18 @@ NOISE = 0.2  # standard deviation, where black is 0 and white is 1
 WRONG = 0.4  # share of the training labels that are wrong, in runs of their own
 BINS = 10
 
-_both = training.MIXES["both"]
-SETTINGS = training.MIXES | {
-    "both, pair": functools.partial(_both, mode="pair"),
-    "both, batch": functools.partial(_both, mode="batch"),
-}
-if Larger := getattr(gm, "Larger", None):
-    laws = {"mixup_alpha": Larger(gm.Beta(0.8, 0.8)), "cutmix_alpha": Larger(gm.Beta(1, 1))}
-    SETTINGS["both, larger"] = functools.partial(_both, **laws)
-# What is compared, each with the first of its kind.
+MODES: dict[str, functools.partial[Any]] = {}
+for _name in ("both", "mixup"):
+    _mix = MODES[_name] = training.MIXES[_name]
+    MODES |= {f"{_name}, {mode}": functools.partial(_mix, mode=mode) for mode in ("pair", "batch")}
+    if Larger := getattr(gm, "Larger", None):
+        _laws = {option: Larger(gm.Beta(a, a)) for option, a in _mix.keywords.items()}
+        MODES[f"{_name}, larger"] = functools.partial(_mix, **_laws)
+SETTINGS = training.MIXES | MODES
+# What is compared, and with what.
 KINDS = {
-    "recipes": list(training.MIXES),
-    "modes": [name for name in SETTINGS if name.startswith("both")],
+    "recipes": dict.fromkeys(training.MIXES, "none"),
+    "modes": {name: name.partition(",")[0] for name in MODES},
 }
 # The options that a run depends on.
 OPTIONS = ("data", "records", "num_epochs", "batch_size", "learning_rate", "momentum", "hard")
@@ -65,12 +65,13 @@ def main(args: argparse.Namespace) -> None:
         command += f" --{name.replace('_', '-')} {getattr(args, name)}"
     command += " --hard" * args.hard + (f" --folder {args.folder}" if args.folder else "")
     steps = args.num_epochs * args.records // args.batch_size
+    bases = KINDS[args.compare]
     tables = (
         f"{args.records:,} training records of `{args.data}`, {args.num_epochs} epochs, which are"
         f" {steps:,} steps of {args.batch_size}; {sum(runs[0]['bins'][2]):,} test records. Mean ±"
-        f" standard deviation over {args.seeds} seeds:\n\n{make_table(runs, spread)}\n"
-        f"Less the same seed's value for *{KINDS[args.compare][0]}*, mean (95% interval):\n\n"
-        f"{make_table(runs, difference)}\n```sh\n{command}\n```\n"
+        f" standard deviation over {args.seeds} seeds:\n\n{make_table(runs, bases, spread)}\n"
+        f"Less what the same seed gave with *{'* or *'.join(dict.fromkeys(bases.values()))}*, mean"
+        f" (95% interval):\n\n{make_table(runs, bases, difference)}\n```sh\n{command}\n```\n"
     )
     (folder / f"{args.compare}.md").write_text(tables)
     draw([run for run in runs if not run["wrong_labels"]], folder / f"{args.compare}.png")
@@ -217,21 +218,24 @@ COLUMNS = {
 }
 
 
-def make_table(runs: Sequence[Run], cell: Callable[[np.ndarray, np.ndarray, int], str]) -> str:
-    """Returns a row for each setting, in Markdown. A cell gets its values and the first row's."""
+def make_table(
+    runs: Sequence[Run],
+    bases: Mapping[str, str],
+    cell: Callable[[np.ndarray, np.ndarray, int], str],
+) -> str:
+    """Returns a row for each setting, in Markdown. A cell gets the values of it and of its base."""
     values: dict[str, dict[str, list[float]]] = {}
     for run, column in itertools.product(runs, COLUMNS):
         if column in run:
             values.setdefault(run["name"], {}).setdefault(column, []).append(run[column])
-    first = next(iter(values.values()))
-    columns = [column for column in COLUMNS if column in first]
+    columns = [column for column in COLUMNS if any(column in run for run in runs)]
     rows = [f"| | {' | '.join(COLUMNS[column] for column in columns)} |"]
     rows.append("|---" * (1 + len(columns)) + "|")
-    for name, measured in values.items():
+    for name, base in bases.items():
         cells = []
         for column in columns:
             scale, digits = (100, 1) if COLUMNS[column].endswith("%") else (1, 3)
-            own, other = (scale * np.array(row[column]) for row in (measured, first))
+            own, other = (scale * np.array(values[which][column]) for which in (name, base))
             cells.append(cell(own, other, digits))
         if any(cells):
             rows.append(f"| {name} | {' | '.join(cells)} |")

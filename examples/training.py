@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import grain_mix as gm
 
-MIXES: dict[str, Callable[..., Any]] = {
+MIXES: dict[str, functools.partial[Any]] = {
     "none": functools.partial(gm.MixUpBatch, prob=0.0),  # makes labels one-hot, mixes nothing
     "mixup": functools.partial(gm.MixUpBatch, alpha=0.4),
     "cutmix": functools.partial(gm.CutMixBatch, alpha=1.0),

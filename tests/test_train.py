@@ -153,8 +153,10 @@ def test_compare_goes_on(tmp_path: Path, rng: Rng) -> None:
     assert runs() == recipes
     compare.main(compare_options(tmp_path, **options, records=64, seeds=2, compare="modes"))
     assert stored.read_text().startswith(before)
-    modes = [name for name in compare.KINDS["modes"] if name != "both"]
-    assert {"both, pair", "both, batch"} <= set(modes)
+    modes = [name for name in compare.KINDS["modes"] if "," in name]
+    assert {"both, pair", "both, batch", "mixup, pair", "mixup, batch"} <= set(modes)
+    rows = [row[0] for row in table_rows((tmp_path / "out" / "modes.md").read_text(), 5)]
+    assert rows == [*compare.KINDS["modes"], *modes]
     assert runs() == recipes + [(name, seed) for seed in range(2) for name in modes]
 
     with pytest.raises(SystemExit, match=r"--records 65 .*: expected at most 64; pass fewer"):
