@@ -40,10 +40,11 @@ for _name in ("both", "mixup"):
         _laws = {option: Larger(gm.Beta(a, a)) for option, a in _mix.keywords.items()}
         MODES[f"{_name}, larger"] = functools.partial(_mix, **_laws)
 SETTINGS = training.MIXES | MODES
-# What is compared, and with what.
-KINDS = {
-    "recipes": dict.fromkeys(training.MIXES, "none"),
-    "modes": {name: name.partition(",")[0] for name in MODES},
+KINDS = {"recipes": list(training.MIXES), "modes": list(MODES)}
+# Which of a kind is compared with which.
+PAIRS = {
+    "recipes": [(later, first) for first, later in itertools.combinations(training.MIXES, 2)],
+    "modes": [(name, name.partition(",")[0]) for name in MODES if "," in name],
 }
 # The options that a run depends on.
 OPTIONS = ("data", "records", "num_epochs", "batch_size", "learning_rate", "momentum", "hard")
@@ -59,19 +60,20 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"--seeds {args.seeds}: expected at least 2, for intervals; {fix}")
     folder = args.workdir or pathlib.Path("runs", f"compare-{args.data}-{args.records}")
     folder.mkdir(parents=True, exist_ok=True)
-    runs = train_all(args, folder / "runs.jsonl")
+    steps = args.num_epochs * args.records // args.batch_size
+    runs = train_all(args, steps, folder / "runs.jsonl")
     command = f"python examples/train.py --compare {args.compare} --seeds {args.seeds}"
     for name in OPTIONS[:-1]:
         command += f" --{name.replace('_', '-')} {getattr(args, name)}"
     command += " --hard" * args.hard + (f" --folder {args.folder}" if args.folder else "")
-    steps = args.num_epochs * args.records // args.batch_size
-    bases = KINDS[args.compare]
+    own = {name: (name, name) for name in KINDS[args.compare]}
+    pairs = {f"{a} less {b}": (a, b) for a, b in PAIRS[args.compare]}
     tables = (
         f"{args.records:,} training records of `{args.data}`, {args.num_epochs} epochs, which are"
         f" {steps:,} steps of {args.batch_size}; {sum(runs[0]['bins'][2]):,} test records. Mean ±"
-        f" standard deviation over {args.seeds} seeds:\n\n{make_table(runs, bases, spread)}\n"
-        f"Less what the same seed gave with *{'* or *'.join(dict.fromkeys(bases.values()))}*, mean"
-        f" (95% interval):\n\n{make_table(runs, bases, difference)}\n```sh\n{command}\n```\n"
+        f" standard deviation over {args.seeds} seeds:\n\n{make_table(runs, own, spread)}\n"
+        f"Differences with the same seed, mean (95% interval):\n\n"
+        f"{make_table(runs, pairs, difference)}\n```sh\n{command}\n```\n"
     )
     (folder / f"{args.compare}.md").write_text(tables)
     draw([run for run in runs if not run["wrong_labels"]], folder / f"{args.compare}.png")
@@ -94,7 +96,7 @@ def renew(page: pathlib.Path, name: str, content: str) -> None:
     page.write_text(after)
 
 
-def train_all(args: argparse.Namespace, path: pathlib.Path) -> list[Run]:
+def train_all(args: argparse.Namespace, steps: int, path: pathlib.Path) -> list[Run]:
     """Returns all runs, seed by seed, after training those that the file has not."""
     stored = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     # TFDS has the records in another order than a folder.
@@ -116,7 +118,6 @@ def train_all(args: argparse.Namespace, path: pathlib.Path) -> list[Run]:
         if args.hard:
             tests |= {"noisy": with_noise(images), "hidden": with_hidden_square(images)}
         # One optimizer for all, or each is compiled. The rate falls to 0 along half a cosine.
-        steps = args.num_epochs * args.records // args.batch_size
         rate = optax.cosine_decay_schedule(args.learning_rate, steps)
         optimizer = optax.sgd(rate, args.momentum)
         for run in tqdm(missing, unit=" runs"):
@@ -220,26 +221,25 @@ COLUMNS = {
 
 def make_table(
     runs: Sequence[Run],
-    bases: Mapping[str, str],
+    rows: Mapping[str, tuple[str, str]],
     cell: Callable[[np.ndarray, np.ndarray, int], str],
 ) -> str:
-    """Returns a row for each setting, in Markdown. A cell gets the values of it and of its base."""
-    values: dict[str, dict[str, list[float]]] = {}
+    """Returns rows of two settings each, in Markdown. A cell gets what both have, seed by seed."""
+    values: dict[tuple[str, str], list[float]] = {}
     for run, column in itertools.product(runs, COLUMNS):
         if column in run:
-            values.setdefault(run["name"], {}).setdefault(column, []).append(run[column])
+            values.setdefault((run["name"], column), []).append(run[column])
     columns = [column for column in COLUMNS if any(column in run for run in runs)]
-    rows = [f"| | {' | '.join(COLUMNS[column] for column in columns)} |"]
-    rows.append("|---" * (1 + len(columns)) + "|")
-    for name, base in bases.items():
+    lines = [f"| | {' | '.join(COLUMNS[column] for column in columns)} |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for title, names in rows.items():
         cells = []
         for column in columns:
             scale, digits = (100, 1) if COLUMNS[column].endswith("%") else (1, 3)
-            own, other = (scale * np.array(values[which][column]) for which in (name, base))
+            own, other = (scale * np.array(values[name, column]) for name in names)
             cells.append(cell(own, other, digits))
-        if any(cells):
-            rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def spread(values: np.ndarray, _: np.ndarray, digits: int) -> str:
@@ -248,10 +248,8 @@ def spread(values: np.ndarray, _: np.ndarray, digits: int) -> str:
 
 
 def difference(values: np.ndarray, others: np.ndarray, digits: int) -> str:
-    """Returns the mean difference of pairs and its 95% interval by Student's t; "" to itself."""
+    """Returns the mean difference of pairs, and its 95% interval by Student's t."""
     differences = values - others
-    if not differences.any():
-        return ""
     mean, count = differences.mean(), len(differences)
     half = stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5
     mean, low, high = (f"{x:+.{digits + 1}f}" for x in (mean, mean - half, mean + half))
@@ -310,7 +308,7 @@ def scaled(log_probs: np.ndarray, log_temperature: float) -> np.ndarray:
 def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
     """Draws how often a network is right when it is so sure, over all seeds together."""
     names = list(dict.fromkeys(run["name"] for run in runs))
-    figure = Figure((9.6, 2.9), dpi=100, layout="constrained")
+    figure = Figure((2.4 * len(names), 2.9), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True)
     for axis, name in zip(axes, names, strict=True):
         sums = np.sum([run["bins"] for run in runs if run["name"] == name], axis=0)

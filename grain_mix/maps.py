@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._bits import chance
-from grain_mix._draw import box_about
 from grain_mix._dtypes import is_float, is_integer, narrow_dtype
 from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
 from grain_mix._fields import as_name
 from grain_mix._fixed_point import ONE, to_fixed
 from grain_mix._laws import check_number
 from grain_mix._options import as_chance
+from grain_mix._rules import box_about
 
 __all__ = [
     "ClassMix",
