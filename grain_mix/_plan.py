@@ -389,12 +389,22 @@ def _check_users_kind(mixing: Mixing, name: str, kind: Target, specs: Mapping[st
         key: jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
         for key, value in fields_of(kind, name, narrow).items()
     }
-    source = fields if kind.reads else fields[""]
+    source, k = fields if kind.reads else fields[""], setup.rule.sources
+
+    def mix(sources: Any, draw: Any) -> Any:
+        try:
+            return kind.mix(sources, draw, mixing.space)
+        except ValueError as error:
+            if k == 2 or "to unpack" not in str(error):  # as by `own, partner = sources`
+                raise
+        fix = "let it mix any number, for source in sources, or leave the field out"
+        fail(TypeError, setup.caller, f"{method} mixes pairs", f"a kind for {k} sources", fix)
+
     result = check_pure(
         setup.caller,
         method,
-        lambda sources, draw: kind.mix(sources, draw, mixing.space),
-        (source,) * setup.rule.sources,
+        mix,
+        (source,) * k,
         draw,
         fix="draw from draw.lam or from a field with a random number for each record",
     )

@@ -36,7 +36,8 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
         label_smoothing: ε in [0, 1]: the targets are 1 - ε + ε/K and ε/K instead of 1 and 0.
         prob: chance in [0, 1] that a draw mixes at all.
         mode: `"elem"`: each record has its own draw. `"pair"`: each pair shares the draw of its
-            first record. `"batch"`: the whole batch shares the draw of its first record.
+            first record. `"batch"`: the whole batch shares the draw of its first record. `"pair"`
+            is for two records in one.
         image_key: name of the image, or a tuple of names of images that share a draw. `uint8`,
             `uint16`, `uint32`, `int8`, `int16`, `int32`, `float16`, `bfloat16` or `float32`
             `[B, ...]`; `bool` too where nothing is blended. The dtype stays. Integers are rounded
@@ -49,10 +50,13 @@ SHARED = """targets: a dict from a field's name to what it says about the image,
             Along an axis of length 1 the paper's box is always empty: leave such an axis out.
         seed_key: name of the field that `RecordSeed` added, `uint32 [B]`. It is removed.
         valid_key: name of a field `bool [B]` that is `False` for padding. A record is mixed if it
-            is real, and its partner is. The field passes through. `None`: all records are real.
+            is real, and all that it is mixed with are. The field passes through. `None`: all
+            records are real.
         partner_key: name of a nested record with the same names that each record brings as its
-            partner. It is removed. `None`: records 2k and 2k+1 are each other's partners, a last
-            one without a neighbour takes the one before it, and a batch of one comes back unmixed.
+            partner; where k > 2 records are mixed into one, a tuple of k - 1 names. It is removed.
+            `None`: the records of each group of k consecutive ones are mixed with each other. The
+            records that remain at the end of a batch take its last k records as their group, and a
+            batch of fewer than k comes back unmixed.
         sharding: `None`: NumPy in, NumPy out, on the host. A `jax.sharding.Sharding` that splits
             the batch axis only: mixes on the devices, and returns global arrays with that
             sharding. Each process brings its own part of the batch. All processes hold the same
@@ -189,10 +193,12 @@ class Transform(grain.transforms.Map, abc.ABC):
 
         Returns:
             The same, but new. Images and targets are mixed, the seeds removed, and every other
-            field is as it came. What is added to a tuple is in one dict at its end. Without a
-            `sharding`, new arrays are read-only views of JAX's memory. With one, all are arrays
-            over all processes. Their devices may still be reading the batch that came in, so write
-            to its arrays only when the result is ready.
+            field is as it came. What is added to a tuple is in one dict at its end.
+
+            Without a `sharding`, new arrays are NumPy's. Most are read-only views of JAX's memory;
+            what is large and only cut is an array of its own, and writable. With a `sharding`, all
+            are arrays over all processes. Their devices may still be reading the batch that came
+            in, so write to its arrays only when the result is ready.
         """
         return _run.map_batch(self._setup, self.sharding, element)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -175,6 +176,21 @@ def test_a_users_own_kind_sees_32_bits(rng: np.random.Generator) -> None:
     expected = halves.map(batch)["age"]
     with jax.enable_x64(True):
         np.testing.assert_array_equal(halves.map(batch)["age"], expected, strict=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfPairs(gm.Target):
+    """A kind that takes two sources."""
+
+    def mix(self, sources: Any, draw: Any, space: Any) -> Any:
+        own, partner = sources
+        return jnp.maximum(own, partner)
+
+
+@pytest.mark.parametrize("transform", [gm.MosaicBatch(), gm.MixUpBatch(sources=3)])
+def test_a_kind_of_pairs_under_more_sources(transform: Any, rng: np.random.Generator) -> None:
+    with pytest.raises(TypeError, match=r"OfPairs.mix mixes pairs.*for [34] sources.*sources"):
+        of(transform, {"age": OfPairs()}).map(make_batch(rng, age=rng.random(SIZE)))
 
 
 def test_a_draw_has_no_box_under_some_transforms(rng: np.random.Generator) -> None:
