@@ -1,4 +1,4 @@
-"""Which records are partners: the same ones on any number of hosts and workers."""
+"""Which records are mixed with each other: the same ones on any number of hosts and workers."""
 
 import bisect
 import dataclasses
@@ -15,42 +15,43 @@ from grain_mix._errors import fail, is_int, quote
 class PairedSampler:
     """Keeps neighbours together, on any number of hosts and workers.
 
-    Records 2k and 2k+1 of a batch are mixed with each other, and which records these are depends
-    on how Grain deals them out: with H hosts of W workers each (1 if there are none) it has
-    G = H·W readers, and reader g = w·H + h, which is worker w of host h, gets the indices g, g + G,
-    g + 2G, ... of the sampler. Through this sampler, each reader gets whole pairs (2j, 2j+1) of the
-    one that it wraps::
+    Records that follow one another in a batch are mixed with each other, in groups of k: pairs
+    2i and 2i+1, or what `group` says. Which records these are depends on how Grain deals them out:
+    with H hosts of W workers each (1 if there are none) it has G = H·W readers, and reader
+    g = w·H + h, which is worker w of host h, gets the indices g, g + G, g + 2G, ... of the sampler.
+    Through this sampler, each reader gets whole groups (kj, ..., kj + k-1) of the one that it
+    wraps::
 
-        PairedSampler[2G·b + g]     = sampler[2G·b + 2g]        for b = 0, 1, ...
-        PairedSampler[2G·b + g + G] = sampler[2G·b + 2g + 1]    and g = 0, ..., G - 1
+        PairedSampler[kG·b + G·m + g] = sampler[kG·b + k·g + m]    for b = 0, 1, ...
+                                                    m = 0, ..., k - 1 and g = 0, ..., G - 1
 
     So the same records are mixed with the same partners, bit for bit, for all H and W. Each keeps
     the index and the generator, and with it the seed, that the wrapped sampler gave it. To a
-    sampler all epochs are one sequence, and so they are here: an epoch that 2G does not divide
-    shares a block of 2G with the next.
+    sampler all epochs are one sequence, and so they are here: an epoch that kG does not divide
+    shares a block of kG with the next.
 
-    The last block is incomplete if 2G does not divide the length n, that of all epochs. With
-    t = n mod 2G and p = max(t - G, 0), of these t records::
-
-        readers g < p                get a pair, as above
-        readers p <= g < min(t, G)   get one record, sampler[n - t + p + g]
-        the others                   get none
-
-    so none is lost or comes twice. (Grain itself drops the last n mod H indices: up to 0.2.18
-    always, later if the `shard_options` say `drop_remainder=True`.) A reader's single record is its
-    last, and takes the one before it in the batch as its partner, which one that is depends on H
-    and W. `Batch(..., drop_remainder=True)` never lets it through, but which records are dropped
-    then depends on H and W, too. Nothing is left over if 2G divides n or, with
+    The last block is incomplete if kG does not divide the length n, that of all epochs. It has
+    t = n mod kG records, of which Grain gives each reader q = ⌊t / G⌋, and one more to the first
+    p = t mod G of them. So readers g < p get q + 1, the others q, from sampler[n - t + q·g +
+    min(g, p)] on: none is lost or comes twice, and whoever gets k has a whole group. (Grain itself
+    drops the last n mod H indices: up to 0.2.18 always, later if the `shard_options` say
+    `drop_remainder=True`.) Fewer than k are the reader's last, and are mixed with those before them
+    in the batch, which ones that is depends on H and W; where it has fewer than k, they are not
+    mixed. `Batch(..., drop_remainder=True)` never lets them through, but which records are dropped
+    then depends on H and W, too. Nothing is left over if kG divides n or, with
     `drop_remainder=True`, if G times the batch size does.
 
-    It takes an even batch size, since an odd one cuts pairs apart; no operation before `Batch` that
-    drops or adds records; and not `mode="batch"`, where a record's draw comes from its batch.
+    It takes a batch size that is a multiple of k, since others cut groups apart; no operation
+    before `Batch` that drops or adds records; and not `mode="batch"`, where a record's draw comes
+    from its batch.
 
     Args:
         sampler: any Grain sampler that does not shard by itself: `IndexSampler`,
             `SequentialSampler` or your own; finite or endless, with or without `__len__`.
         shard_count: H, that of the `shard_options` of the `grain.DataLoader`.
         worker_count: W, that of the `grain.DataLoader`.
+        group: k, how many records are mixed with each other, from 2: 4 for `MosaicBatch`, and what
+            `MixUpBatch` has as its `sources`.
 
     Raises:
         TypeError, ValueError: a parameter that cannot be, on construction.
@@ -61,7 +62,11 @@ class PairedSampler:
     >>> [record.index for record in PairedSampler(sampler, shard_count=2)]
     [0, 2, 1, 3, 4, 6, 5, 7, 8, 9]
 
-    Of these, host 0 gets every other, (0, 1), (4, 5) and 8; host 1 gets (2, 3), (6, 7) and 9.
+    Of these, host 0 gets every other, (0, 1), (4, 5) and 8; host 1 gets (2, 3), (6, 7) and 9. In
+    groups of four, host 0 gets (0, 1, 2, 3) and 8, host 1 gets (4, 5, 6, 7) and 9:
+
+    >>> [record.index for record in PairedSampler(sampler, shard_count=2, group=4)]
+    [0, 4, 1, 5, 2, 6, 3, 7, 8, 9]
 
     >>> shard_options = grain.sharding.ShardByJaxProcess()
     >>> loader = grain.DataLoader(
@@ -76,6 +81,7 @@ class PairedSampler:
     _: dataclasses.KW_ONLY
     shard_count: int
     worker_count: int = 0
+    group: int = 2
 
     def __post_init__(self) -> None:
         where, sampler = "PairedSampler", self.sampler
@@ -84,11 +90,13 @@ class PairedSampler:
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
             came = f"sampler={quote(sampler)}"
             fail(TypeError, where, came, "a Grain sampler", fix)
-        for field, least in (("shard_count", 1), ("worker_count", 0)):
+        loader = "pass the number that the grain.DataLoader has"
+        mixed = "pass how many records are mixed with each other, such as 4 for MosaicBatch"
+        counts = ("shard_count", 1, loader), ("worker_count", 0, loader), ("group", 2, mixed)
+        for field, least, fix in counts:
             value = getattr(self, field)
             if not is_int(value) or value < least:
                 error = ValueError if is_int(value) else TypeError
-                fix = "pass the number that the grain.DataLoader has"
                 came = f"{field}={quote(value)}"
                 fail(error, where, came, f"an int from {least}", fix)
             object.__setattr__(self, field, int(value))  # which no NumPy type overflows
@@ -107,13 +115,13 @@ class PairedSampler:
         if not 0 <= index < self._length:
             raise IndexError(f"PairedSampler: index {index}; expected 0 <= index < {self._length}")
         readers = self.shard_count * max(self.worker_count, 1)
-        slot = index % (2 * readers)
-        start = index - slot
-        if slot >= readers:
-            return self.sampler[start + 2 * (slot - readers) + 1]
-        # How many readers get a pair: all, but for an incomplete last block.
-        pairs = max(self._length - start - readers, 0)
-        return self.sampler[start + slot + min(slot, pairs)]
+        m, reader = divmod(index % (self.group * readers), readers)
+        start = index - m * readers - reader
+        # Of a block each reader gets `each` records, and the first ones another: none is left over
+        # but in an incomplete last block.
+        block = min(self._length - start, self.group * readers)
+        each, more = divmod(block, readers)
+        return self.sampler[start + each * reader + min(reader, more) + m]
 
     @property
     def _shard_options(self) -> NoReturn:

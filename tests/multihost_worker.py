@@ -104,7 +104,9 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
         Records(),
         gm.RecordSeed(),
         grain.transforms.Batch(BATCH_SIZE // hosts, drop_remainder=True),
-        sampler=gm.PairedSampler(sampler, shard_count=hosts, worker_count=config["workers"]),
+        sampler=gm.PairedSampler(
+            sampler, shard_count=hosts, worker_count=config["workers"], group=4
+        ),
         shard=(host, hosts),
         worker_count=config["workers"],
     )
@@ -120,13 +122,14 @@ def load(config: dict[str, Any], sharding: NamedSharding) -> grain.IterDataset:
     # Each record's partner is its own copy, upside down.
     options: Any = {"num_classes": CLASSES, "sharding": sharding}
     by_partner = gm.MixUpBatch(gm.Beta(2, 8), partner_key="other", **options)
-    by_map = gm.WeightMapMixBatch(coins, **options)
+    by_map, mosaic = gm.WeightMapMixBatch(coins, **options), gm.MosaicBatch(**options)
 
     def both(batch: dict[str, Any]) -> dict[str, Any]:
         again = {key: batch[key] for key in ("image", "label", "mix_seed")}
         other = {"image": again["image"][:, ::-1], "label": again["label"]}
         return mix.map(batch) | {
             "by_map": by_map.map(again),
+            "mosaic": mosaic.map(again),
             "by_partner": by_partner.map(again | {"other": other}),
         }
 
@@ -143,8 +146,8 @@ def digests(batch: dict[str, jax.Array]) -> list[str]:
     """A digest of each record that lies on this process's devices, whichever of them hold it."""
     found: dict[int, str] = {}
     fields = jax.tree.leaves(batch)
-    # Image, label, two of the map, five of the targets, two of a weight map and of other partners.
-    assert len(fields) == 13
+    # Image, label, two of the map, five of the targets; two of each that mixes them again.
+    assert len(fields) == 15
     for shards in zip(*(field.addressable_shards for field in fields), strict=True):
         assert len({str(shard.index[0]) for shard in shards}) == 1
         first = shards[0].index[0].start or 0

@@ -1,4 +1,4 @@
-"""The same pairs on any number of hosts and workers, in Grain's own loaders."""
+"""The same groups on any number of hosts and workers, in Grain's own loaders."""
 
 import collections
 import dataclasses
@@ -24,6 +24,7 @@ BATCH_SIZE = 4
 RECORDS = 288  # BATCH_SIZE · H · W divides it, for all H and W below
 TOPOLOGIES = [(1, 2), (2, 0), (3, 2), (4, 3)]  # hosts and workers
 MIX = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS)
+MOSAIC = gm.MosaicBatch(num_classes=RECORDS)
 
 Batch = dict[str, Any]
 
@@ -71,12 +72,19 @@ class Share:
         return self.sampler[(self.w + k * self.workers) * self.hosts + self.h]
 
 
-def readers(sampler: Any, hosts: int, workers: int, **options: Any) -> list[list[Batch]]:
+def paired(sampler: Any, hosts: int, workers: int, transform: Any = MIX) -> PairedSampler:
+    group = transform._rule.sources
+    return PairedSampler(sampler, shard_count=hosts, worker_count=workers, group=group)
+
+
+def readers(
+    sampler: Any, hosts: int, workers: int, transform: Any = MIX, **options: Any
+) -> list[list[Batch]]:
     """The batches of each worker of each host: worker 0 of all hosts first."""
-    sampler = PairedSampler(sampler, shard_count=hosts, worker_count=workers)
+    sampler = paired(sampler, hosts, workers, transform)
     workers = max(workers, 1)
     return [
-        list(data_loader(Share(sampler, w, workers, h, hosts), (0, 1), **options))
+        list(data_loader(Share(sampler, w, workers, h, hosts), (0, 1), transform, **options))
         for w in range(workers)
         for h in range(hosts)
     ]
@@ -97,22 +105,27 @@ def flat(nested: list[list[Batch]]) -> list[Batch]:
     return list(itertools.chain.from_iterable(nested))
 
 
+ALL = list(itertools.product((1, 2, 3, 4), (0, 2, 3)))
+
+
 @pytest.mark.parametrize(
-    ("sampler", "mode", "topologies"),
+    ("sampler", "transform", "topologies"),
     [
-        (index_sampler(), "elem", TOPOLOGIES),
-        (grain.samplers.SequentialSampler(RECORDS, seed=7), "pair", TOPOLOGIES),
-        pytest.param(
-            index_sampler(),
-            "elem",
-            list(itertools.product((1, 2, 3, 4), (0, 2, 3))),
-            marks=pytest.mark.slow,
+        (index_sampler(), MIX, TOPOLOGIES),
+        (
+            grain.samplers.SequentialSampler(RECORDS, seed=7),
+            dataclasses.replace(MIX, mode="pair"),
+            TOPOLOGIES,
         ),
+        (index_sampler(num_epochs=1), MOSAIC, TOPOLOGIES[1:3]),
+        slow(index_sampler(), MIX, ALL),
+        slow(index_sampler(), MOSAIC, ALL),
     ],
-    ids=["shuffled", "in order, mode pair", "all"],
+    ids=["shuffled", "in order, mode pair", "mosaics", "all", "all of mosaics"],
 )
-def test_same_mixed_records(sampler: Any, mode: str, topologies: list[tuple[int, int]]) -> None:
-    transform = gm.MixBatch(mixup_alpha=1.0, num_classes=RECORDS, mode=mode)
+def test_same_mixed_records(
+    sampler: Any, transform: gm.MixBatch, topologies: list[tuple[int, int]]
+) -> None:
     [batches] = readers(sampler, 1, 0, transform=transform)
     epochs, size = len(sampler) // RECORDS, RECORDS // BATCH_SIZE
     expected = [mixed(batches[e * size : (e + 1) * size]) for e in range(epochs)]
@@ -130,12 +143,17 @@ def test_same_mixed_records(sampler: Any, mode: str, topologies: list[tuple[int,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("host", "hosts", "workers"), [(0, 1, 2), (1, 2, 3)])
-def test_share_is_what_worker_processes_read(host: int, hosts: int, workers: int) -> None:
-    share = readers(index_sampler(), hosts, workers)[host::hosts]
+@pytest.mark.parametrize(
+    ("transform", "host", "hosts", "workers"), [(MIX, 0, 1, 2), (MIX, 1, 2, 3), (MOSAIC, 1, 2, 2)]
+)
+def test_share_is_what_worker_processes_read(
+    transform: gm.MixBatch, host: int, hosts: int, workers: int
+) -> None:
+    share = readers(index_sampler(), hosts, workers, transform)[host::hosts]
     turns = flat([list(turn) for turn in zip(*share, strict=True)])
-    sampler = PairedSampler(index_sampler(), shard_count=hosts, worker_count=workers)
-    assert_same(data_loader(sampler, (host, hosts), worker_count=workers), turns)
+    sampler = paired(index_sampler(), hosts, workers, transform)
+    loader = data_loader(sampler, (host, hosts), transform, worker_count=workers)
+    assert_same(loader, turns)
 
 
 @pytest.mark.parametrize(("hosts", "workers"), [(3, 0), slow(2, 2)])
@@ -159,37 +177,38 @@ shard_counts = st.integers(1, 7)
 worker_counts = st.integers(0, 5)
 
 
-@hypothesis.given(st.integers(1, 400), shard_counts, worker_counts)
-def test_permutation(length: int, hosts: int, workers: int) -> None:
+@hypothesis.given(st.integers(1, 400), shard_counts, worker_counts, st.integers(2, 9))
+def test_permutation(length: int, hosts: int, workers: int, k: int) -> None:
     plain = grain.samplers.SequentialSampler(length, seed=3)
-    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
+    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers, group=k)
     assert len(sampler) == length
     order = [record.record_key for record in sampler]  # ends at the first IndexError
     assert sorted(order) == list(range(length))
 
     count = hosts * max(workers, 1)
-    blocks, rest = divmod(length, 2 * count)
-    pairs = max(rest - count, 0)
+    blocks = length // (k * count)
+    left = blocks * k * count  # where the last block begins, if it is incomplete
     for g in range(count):
         own = order[g::count]
-        expected = [2 * (count * b + g) + k for b in range(blocks) for k in (0, 1)]
-        if g < pairs:
-            expected += [length - rest + 2 * g, length - rest + 2 * g + 1]
-        elif g < rest:
-            expected += [length - rest + pairs + g]
-        assert own == expected
-        # In short: neighbours are pairs, and only the last may be alone.
-        assert all(a % 2 == 0 and b == a + 1 for a, b in zip(own[::2], own[1::2], strict=False))
+        whole = [k * (count * b + g) + m for b in range(blocks) for m in range(k)]
+        last = own[len(whole) :]
+        # Whole groups, then one reader after another takes what is left, at most a group.
+        assert own[: len(whole)] == whole
+        assert last == list(range(left, left + len(last)))
+        assert len(last) <= k
+        left += len(last)
 
 
-@hypothesis.given(st.integers(0, sys.maxsize - 1), shard_counts, worker_counts)
+@hypothesis.given(st.integers(0, sys.maxsize - 1), shard_counts, worker_counts, st.integers(2, 9))
 @pytest.mark.parametrize("plain", [index_sampler(num_epochs=None), index_sampler()])
-def test_records_keep_what_they_have(plain: Any, index: int, hosts: int, workers: int) -> None:
-    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers)
+def test_records_keep_what_they_have(
+    plain: Any, index: int, hosts: int, workers: int, k: int
+) -> None:
+    sampler = PairedSampler(plain, shard_count=hosts, worker_count=workers, group=k)
     index %= len(sampler)
     record = sampler[index]
     expected = plain[record.index]
-    assert abs(record.index - index) < 2 * hosts * max(workers, 1)
+    assert abs(record.index - index) < k * hosts * max(workers, 1)
     assert record.record_key == expected.record_key
     assert record.rng.integers(2**32) == expected.rng.integers(2**32)
 
@@ -238,16 +257,18 @@ def test_endless(endless: Any) -> None:
 
 def test_repr() -> None:
     parts = [
-        {"sampler": sampler, "shard_count": hosts, "worker_count": workers}
+        {"sampler": sampler, "shard_count": hosts, "worker_count": workers, "group": k}
         for sampler in (index_sampler(), index_sampler(seed=8), OwnSampler(3), OwnSampler(None))
         for hosts in (1, 2)
         for workers in (0, 1, 2)
+        for k in (2, 4)
     ]
     reprs = [repr(PairedSampler(**part)) for part in parts]
     assert len(set(reprs)) == len(parts)
     copies = [pickle.loads(pickle.dumps(PairedSampler(**part))) for part in parts]
     assert list(map(repr, copies)) == reprs
-    assert reprs[0] == f"PairedSampler(sampler={index_sampler()!r}, shard_count=1, worker_count=0)"
+    numbers = "shard_count=1, worker_count=0, group=2"
+    assert reprs[0] == f"PairedSampler(sampler={index_sampler()!r}, {numbers})"
 
 
 SHARDED = index_sampler(shard_options=grain.sharding.ShardOptions(1, 2))
@@ -262,6 +283,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shard_count": True}, TypeError, "shard_count=True; expected an int from 1"),
     ({"worker_count": -1}, ValueError, "worker_count=-1; expected an int from 0; pass the number"),
     ({"worker_count": None}, TypeError, "worker_count=None; expected an int from 0"),
+    ({"group": 1}, ValueError, "group=1; expected an int from 2; pass how many records are mixed"),
+    ({"group": "pair"}, TypeError, "group='pair'; expected an int from 2; pass how many"),
 ]
 
 
