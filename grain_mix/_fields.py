@@ -186,7 +186,8 @@ def signature(tree: Any, names: frozenset[str]) -> tuple[Any, ...]:
     The structure, and the type, shape and dtype of each such field. Others have a name alone.
     """
     if isinstance(tree, Mapping):
-        return dict, *((key, _signature_of(key, value, names)) for key, value in tree.items())
+        # In no order, since keys may come in any.
+        return dict, frozenset((k, _signature_of(k, value, names)) for k, value in tree.items())
     size = len(tree)
     counted = {  # a position may be counted from the end
         f"{int(first) % size}{slash}{rest}"

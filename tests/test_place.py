@@ -182,6 +182,45 @@ def test_a_hundred_batches_compile_once(rng: Rng) -> None:
     assert program._cache_size() == before + 1
 
 
+CALLS: list[int] = []
+
+
+def counted(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    CALLS.append(len(lengths))
+    return jax.random.uniform(key, lengths) < lam
+
+
+@pytest.mark.parametrize("sharding", [None, over(2)], ids=["host", "devices"])
+def test_fields_that_only_pass_compile_nothing(
+    sharding: Any, rng: Rng, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is a user's function called again, whatever the fields hold that are not mixed."""
+
+    def batch(i: int, size: int = 8) -> dict[str, Any]:
+        fields: dict[str, Any] = make_batch(rng, size)
+        fields["id"] = np.arange(size, dtype=["int64", "int32", "uint8", "float32"][i])
+        fields["text"] = {"tokens": np.zeros((size, 5 + i), np.int32), "mask": np.ones((size, i))}
+        if sharding is None:  # what devices cannot hold
+            fields["name"] = np.array(["x" * (i + 1)] * size)
+            fields["note"] = [None, "all of it", ["a"] * size, 5][i]
+        names = list(fields)
+        return {name: fields[name] for name in names[i:] + names[:i]}
+
+    transform = gm.WeightMapMixBatch(counted, num_classes=10, sharding=sharding)
+    methods = [transform.map] if sharding else [transform.map, transform.mix]
+    for method in methods:
+        method(batch(0))
+    called = len(CALLS)
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        for i in range(4):
+            for method in methods:
+                method(batch(i))
+        assert [record.getMessage() for record in caplog.records] == []
+        assert len(CALLS) == called
+        transform.map(batch(0, size=4))
+    assert any("Compiling" in record.getMessage() for record in caplog.records)
+
+
 # --- in a loader, and errors ----------------------------------------------------------------------
 
 
