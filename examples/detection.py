@@ -21,8 +21,9 @@ from matplotlib.patches import Rectangle
 import grain_mix as gm
 
 CELLS = 12  # the detector answers for a grid of 12 x 12 cells
+COLOURS = ("yellow", "cyan", "magenta", "lime")  # of the boxes of each source, own first
 
-MIX = gm.MixBatch(
+MIX = gm.MixBatch(  # or MosaicBatch, without alpha
     mixup_alpha=1.0,
     targets={"boxes": gm.Boxes("yxyx", fields=("class",))},  # the classes belong to the boxes
 )
@@ -75,9 +76,8 @@ def train_step(net: Detector, optimizer: nnx.Optimizer[Detector], batch: Any) ->
 
 
 def draw(batch: dict[str, np.ndarray]) -> Figure:
-    """Draws eight mixed pictures with their boxes, own in yellow, the partner's in cyan."""
+    """Draws eight mixed pictures with their boxes, a colour for each source."""
     figure = Figure((12, 6.4), dpi=80, layout="constrained")
-    own = batch["boxes"].shape[1] // 2
     for i, axis in enumerate(figure.subplots(2, 4).flat):
         axis.imshow(batch["image"][i])
         axis.axis("off")
@@ -86,7 +86,7 @@ def draw(batch: dict[str, np.ndarray]) -> Figure:
             if weight == 0:
                 continue
             top, left, bottom, right = box
-            colour = "yellow" if k < own else "cyan"
+            colour = COLOURS[k // scenes.MOST]
             size = right - left, bottom - top
             style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.8}
             axis.add_patch(Rectangle((left - 0.5, top - 0.5), *size, **style))

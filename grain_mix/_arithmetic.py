@@ -100,13 +100,22 @@ def rounded(x: jax.Array) -> jax.Array:
     """`x` of `float32`, rounded as it is: no compiler fuses it with what comes next.
 
     Compilers fuse a product into a sum, which rounds once instead of twice, in one program and not
-    in another. So `x` is multiplied by a one that they cannot see through: a square's lowest bit
-    and its third lowest are never both set.
+    in another.
     """
+    return x * hidden_one(x)
+
+
+def hidden_one(x: jax.Array) -> jax.Array:
+    """Ones in the shape of `x` of `float32`. Compilers cannot know them without knowing `x`.
+
+    A divisor that is multiplied by it is no constant, with whose rounded reciprocal they multiply
+    instead, in one program and not in another.
+    """
+    # A square's lowest bit and its third lowest are never both set.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     square = bits * bits
     zero = square & (square >> 2) & np.uint32(1)
-    return x * (1 + zero.astype(jnp.float32))
+    return 1 + zero.astype(jnp.float32)
 
 
 def select(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -398,7 +398,8 @@ def _check_users_kind(mixing: Mixing, name: str, kind: Target, specs: Mapping[st
             if k == 2 or "to unpack" not in str(error):  # as by `own, partner = sources`
                 raise
         fix = "let it mix any number, for source in sources, or leave the field out"
-        fail(TypeError, setup.caller, f"{method} mixes pairs", f"a kind for {k} sources", fix)
+        expected = f"a kind for {k} sources"
+        return fail(TypeError, setup.caller, f"{method} mixes pairs", expected, fix)
 
     result = check_pure(
         setup.caller,

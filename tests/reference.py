@@ -253,44 +253,93 @@ def painted(corners: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
     return halves
 
 
+def shifted(x: np.ndarray, shift: Any) -> np.ndarray:
+    """`[..., H, W]`, moved by whole entries along its last two axes; 0 where nothing comes from."""
+    ends = list(zip(shift, x.shape[-2:], strict=True))
+    into = tuple(slice(max(s, 0), length + min(s, 0)) for s, length in ends)
+    out_of = tuple(slice(max(-s, 0), length + min(-s, 0)) for s, length in ends)
+    moved = np.zeros_like(x)
+    moved[..., *into] = x[..., *out_of]
+    return moved
+
+
 def check_boxes(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
-    """What is visible of each box, counted in halves of pixels, on which all boxes must end."""
-    inside, sides = one.upright, one.upright.shape
-    pasted, count = inside.repeat(2, axis=0).repeat(2, axis=1), len(own[""])
-    assert mixed[""].shape == (2 * count, 4)
+    """Boxes of a pair."""
+    shown, weights = [~one.upright, one.upright], [np.float32(1)] * 2
+    if not one.by_map and not one.inside.any():  # a blend
+        shown, weights = [np.ones_like(one.upright)] * 2, list(pair(one.outside))
+    check_objects(target, [own, other], mixed, shown, weights, [(0, 0)] * 2, one.by_map)
+
+
+def check_objects(
+    target: Any,
+    sources: list[Arrays],
+    mixed: Arrays,
+    shown: list[np.ndarray],
+    weights: list[np.float32],
+    shifts: list[tuple[int, int]],
+    by_map: bool = False,
+) -> None:
+    """What is visible of each object, counted in halves of pixels, on which all boxes must end.
+
+    Of each source, `shown` says where in the mixed image it is, `bool [H, W]` with rows first; then
+    come its weight there, and by how many rows and columns it is moved.
+    """
+    sides, count = shown[0].shape, len(sources[0][""])
+    assert mixed[""].shape == (len(sources) * count, 4)
     assert mixed["_weight"].dtype == np.float32
     # Fractions of other sides are rounded, on the way to pixels and back.
     exact = "rel" not in target.format or all(side & (side - 1) == 0 for side in sides)
-    for k, box in enumerate([*own[""], *other[""]]):
+    for i in range(len(sources) * count):
+        source, shift = sources[i // count], np.array(shifts[i // count])
+        box, here = source[""][i % count], shown[i // count]
         before = np.rint(2 * corners_of(box, target.format, sides)) / 2
         corners = np.clip(before, 0, np.array(sides))
         whole = painted(corners, sides)
-        if k < count:
-            seen, factor = whole & ~pasted, one.outside
-        elif pasted.any():
-            seen, factor = whole & pasted, np.float32(1)
+        halves = here.repeat(2, axis=0).repeat(2, axis=1)
+        seen = shifted(whole, 2 * shift) & halves
+        if by_map and whole.any():  # what is lost of its mask is lost of it
+            mask = source[target.masks][i % count] != 0
+            left = mask & here
+            fraction = np.float32(left.sum()) / np.float32(max(mask.sum(), 1))
+            if fraction < 1:
+                rows, columns = (np.flatnonzero(left.any(axis)) for axis in (1, 0))
+                about = np.zeros_like(whole)
+                if left.any():
+                    about[2 * rows[0] : 2 * rows[-1] + 2, 2 * columns[0] : 2 * columns[-1] + 2] = 1
+                seen = whole & about
+                fraction *= seen.any()  # a box without area is padding
+            else:
+                seen = whole
         else:
-            seen, factor = whole, np.float32(1) - one.outside
-        fraction = np.float32(seen.sum()) / np.float32(max(whole.sum(), 1))
-        weight = factor * fraction * (fraction >= np.float32(target.min_visible))
-        assert abs(mixed["_weight"][k] - weight) <= 1e-6
-        assert (mixed["_weight"][k] > 0) == (weight > 0)
+            fraction = np.float32(seen.sum()) / np.float32(max(whole.sum(), 1))
+        weight = weights[i // count] * fraction * (fraction >= np.float32(target.min_visible))
+        assert abs(mixed["_weight"][i] - weight) <= 1e-6
+        assert (mixed["_weight"][i] > 0) == (weight > 0)
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        after = corners + shift
         if weight and seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all():
-            corners = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]]) / 2
-        expected = boxes_of(corners, target.format, sides) if weight else np.zeros(4)
-        expected = box if weight and (corners == before).all() else expected.astype(box.dtype)
-        meets_edges = pasted.any() or (corners == 0).any() or (corners == np.array(sides)).any()
-        if exact or not weight or (expected is box and not meets_edges):
-            check_same(mixed[""][k], expected)
+            after = np.array([[rows[0], columns[0]], [rows[-1] + 1, columns[-1] + 1]]) / 2
+        expected = boxes_of(after, target.format, sides) if weight else np.zeros(4)
+        stays = weight and (after == before).all() and not shift.any()
+        expected = box if stays else expected.astype(box.dtype)
+        meets_edges = (
+            not (by_map or here.all()) or (corners == 0).any() or (corners == np.array(sides)).any()
+        )
+        if exact or not weight or (stays and not meets_edges):
+            check_same(mixed[""][i], expected)
         else:
-            np.testing.assert_allclose(mixed[""][k], expected, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(mixed[""][i], expected, rtol=1e-6, atol=1e-6)
     for name in target.fields:
-        check_same(mixed[name], np.concatenate([own[name], other[name]]))
+        check_same(mixed[name], np.concatenate([source[name] for source in sources]))
     if target.masks is not None:
-        a, b = own[target.masks], other[target.masks]
-        shown = inside | (one.outside < 1)
-        check_same(mixed[target.masks], np.concatenate([a * ~inside, b * shown]).astype(a.dtype))
+        masks = [
+            np.where(here & (weight > 0), shifted(source[target.masks], shift), 0)
+            for source, here, weight, shift in zip(sources, shown, weights, shifts, strict=True)
+        ]
+        check_same(
+            mixed[target.masks], np.concatenate(masks).astype(sources[0][target.masks].dtype)
+        )
 
 
 # --- a whole batch --------------------------------------------------------------------------------

@@ -3,30 +3,39 @@
 `GRAIN_MIX_FUZZ=12` counts the pixels of 130,000 boxes instead of 10,000.
 """
 
+import functools
 import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 from common import KINDS, each_kind
-from programs import batch_of, coins, values
+from programs import batch_of, coins, fog, values
 
 import grain_mix as gm
 
 H, W, N = 13, 17, 3
 MIN_VISIBLE = 0.305  # no box here shows just so much of its area
+MIXES: dict[str, Any] = KINDS | {
+    "mosaic": functools.partial(gm.MosaicBatch, split=(0, 1)),
+    "three": functools.partial(gm.MixUpBatch, 0.5, sources=3),
+    "map": functools.partial(gm.WeightMapMixBatch, coins),
+}
 
 
-def boxes_in(rng: np.random.Generator, size: int, boxes: Any = "xyxy") -> dict[str, Any]:
+def boxes_in(
+    rng: np.random.Generator, size: int, boxes: Any = "xyxy", dtype: Any = None
+) -> dict[str, Any]:
     """Images with these boxes, or with random ones of this format."""
     if isinstance(boxes, str):
-        dtype = "float32" if "rel" in boxes or "center" in boxes else "int32"
+        dtype = dtype or ("float32" if "rel" in boxes or "center" in boxes else "int32")
         corners = reference.corners_of(values(rng, "xyxy", (size, H, W), dtype), "xyxy", (H, W))
-        if dtype == "float32":  # half a pixel outside: of a whole one, fractions may be rounded up
+        if "float" in dtype:  # half a pixel outside: of a whole one, fractions may be rounded up
             corners = corners.clip(-0.5, np.array([H, W]) + 0.5)
-        boxes = reference.boxes_of(corners, boxes, (H, W)).astype(dtype)
+        boxes = reference.boxes_of(corners, boxes, (H, W)).astype(jnp.dtype(dtype))
     fields = {
         "image": ("any", (H, W, 3), "uint8"),
         "class": ("any", (N,), "int32"),
@@ -41,30 +50,68 @@ def transform_of(
     kind: str, box_format: str = "xyxy", masks: Any = None, visible: float = 0, **more: Any
 ) -> Any:
     boxes = gm.Boxes(box_format, fields=("class",), masks=masks, min_visible=visible)
-    return KINDS[kind](targets={"boxes": boxes}, label_key=None, **more)
+    return MIXES[kind](targets={"boxes": boxes}, label_key=None, **more)
 
 
 @pytest.mark.parametrize(
-    ("kind", "box_format"),
+    ("kind", "box_format", "dtype", "axes"),
     [
-        ("mixup", "xyxy"),
-        ("both", "xyxy"),
-        ("cutmix", "yxyx"),
-        ("cutmix", "xywh"),
-        ("cutmix", "center_xywh"),
-        ("both", "rel_xyxy"),
-        ("cutmix", "rel_yxyx"),
-        ("both", "rel_xywh"),
-        ("cutmix", "rel_center_xywh"),
+        ("mixup", "xyxy", None, (1, 2)),
+        ("both", "xyxy", None, (1, 2)),
+        ("cutmix", "yxyx", "uint8", (2, 1)),
+        ("cutmix", "xywh", None, (1, 2)),
+        ("cutmix", "center_xywh", "bfloat16", (1, 2)),
+        ("both", "rel_xyxy", None, (1, 2)),
+        ("cutmix", "rel_yxyx", None, (1, 2)),
+        ("both", "rel_xywh", None, (3, 2)),
+        ("cutmix", "rel_center_xywh", None, (1, 2)),
+        ("mosaic", "yxyx", "int32", (1, 2)),
+        ("mosaic", "xywh", "uint8", (3, 2)),
+        ("mosaic", "center_xywh", "bfloat16", (-1, -2)),
+        ("mosaic", "rel_xywh", "float32", (2, 1)),
+        ("three", "rel_yxyx", "float32", (1, 2)),
+        ("map", "xyxy", "int32", (1, 2)),
+        ("map", "xywh", "bfloat16", (3, 2)),
+        ("map", "rel_center_xywh", "float32", (2, 1)),
     ],
 )
-def test_boxes_by_counting_pixels(kind: str, box_format: str, rng: np.random.Generator) -> None:
+def test_boxes_by_counting_pixels(
+    kind: str, box_format: str, dtype: Any, axes: tuple[int, int], rng: np.random.Generator
+) -> None:
     size = 200 * int(os.environ.get("GRAIN_MIX_FUZZ", "1"))
-    batch = boxes_in(rng, size, box_format)
-    transform = transform_of(kind, box_format, "mask", MIN_VISIBLE, prob=0.8, valid_key="valid")
-    reference.check_mixed(transform, batch, transform.map(batch))
+    batch = boxes_in(rng, size, box_format, dtype)
+    if 3 in np.abs(axes) or -1 in axes:  # channels first
+        batch["image"] = batch["image"].transpose(0, 3, 1, 2)
+    # Of some masks all pixels are left, of some few or none.
+    batch["mask"] *= rng.random(batch["mask"].shape) < rng.choice([0, 0.02, 1], (size, N, 1, 1))
+    more = {"prob": 0.8, "valid_key": "valid", "spatial_axes": axes}
+    transform = transform_of(kind, box_format, "mask", MIN_VISIBLE, **more)
+    check = check_sources if kind in ("mosaic", "three") else reference.check_mixed
+    check(transform, batch, transform.map(batch))
     alone = {name: value[:1] for name, value in batch.items()}
-    reference.check_mixed(transform, alone, transform.map(alone))
+    check(transform, alone, transform.map(alone))
+
+
+def check_sources(transform: Any, batch: Any, mixed: Any) -> None:
+    """The boxes of more than two sources."""
+    shape = batch["image"].shape
+    draw = jax.device_get(transform.draw(batch["mix_seed"], shape, batch["valid"]))
+    order = np.argsort([axis % 4 for axis in transform.spatial_axes])
+    target = transform.targets["boxes"]
+    for i, weights in enumerate(draw.shares):
+        shown = np.ones((len(weights), H, W), bool)
+        shifts = np.zeros((len(weights), 2), int)
+        if draw.tiles is not None:
+            shown[:], shifts, weights = False, draw.shift[i][:, order], np.ones_like(weights)
+            for here, tile in zip(shown, draw.tiles[i], strict=True):
+                here[tuple(slice(*ends) for ends in tile[order])] = True
+            assert (shown.sum(0) == 1).all()
+        names = {"": "boxes", "class": "class", "mask": "mask"}
+        sources = [{n: batch[x][j] for n, x in names.items()} for j in draw.sources[i]]
+        came = {"": mixed["boxes"], "_weight": mixed["boxes_weight"], **mixed}
+        came = {name: came[name][i] for name in (*names, "_weight")}
+        with reference.named("boxes", i):
+            reference.check_objects(target, sources, came, shown, weights, shifts)
 
 
 @pytest.mark.parametrize("box_format", ["xyxy", "rel_xyxy", "rel_yxyx"])
@@ -123,6 +170,44 @@ def test_relative_boxes_end_where_the_image_ends(rng: np.random.Generator) -> No
         assert (mixed["boxes"][hidden, 0] == 0).all()
         below = (left <= side / 2) & (right == side) & (top > side / 2) & (bottom == side)
         np.testing.assert_allclose(mixed["boxes"][below, 0, 3], top[below] / side, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "box_format"), [("both", "rel_center_xywh"), ("mosaic", "rel_xywh"), ("map", "yxyx")]
+)
+def test_boxes_that_a_compiler_knows(kind: str, box_format: str, rng: np.random.Generator) -> None:
+    """Divisors that are constants would become rounded reciprocals: 1/7·7 is not 1."""
+    size, room = 64, 0.01  # no box is too thin to be visible
+    corners = np.sort(rng.random((size, N, 2, 2)), axis=2) * (np.array([H, W]) - room)
+    corners[:, :, 1] += room
+    boxes = reference.boxes_of(corners, box_format, (H, W)).astype(np.float32)
+    batch = boxes_in(rng, size, boxes)
+    batch["mask"] *= rng.random(batch["mask"].shape) < 0.02
+    mix = transform_of(kind, box_format, "mask" if kind == "map" else None, prob=0.7)
+    seeds = rng.integers(2**32, size=(3, size), dtype=np.uint32)
+
+    def mixed(seeds: Any) -> Any:
+        out = mix.mix(batch | {"mix_seed": seeds})
+        return out["boxes"], out["boxes_weight"]
+
+    def roads(seeds: jax.Array) -> Any:
+        branches = mixed, lambda seeds: mixed(seeds + 1)
+        return {
+            "vmap": jax.vmap(mixed)(seeds),
+            "scan": jax.lax.map(mixed, seeds),
+            "jit": [x[None] for x in mixed(seeds[0])],
+            "cond": [x[None] for x in jax.lax.cond(seeds[1, 0] >= 0, *branches, seeds[0])],
+            "checkpoint": [x[None] for x in jax.checkpoint(mixed)(seeds[0])],
+        }
+
+    each = [mix.map(batch | {"mix_seed": x}) for x in seeds]
+    expected = [np.stack([x[name] for x in each]) for name in ("boxes", "boxes_weight")]
+    unmixed = np.asarray(mix.draw(seeds[0], batch["image"].shape).lam) == 1
+    real = corners[unmixed, :, 0, 0] >= 0 if kind != "map" else batch["mask"][unmixed].any((2, 3))
+    assert (expected[1][0][unmixed, :N] == real).all()
+    for road, found in jax.device_get(jax.jit(roads)(seeds)).items():
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(x.view("u4"), y[: len(x)].view("u4"), road)
 
 
 def test_fractions_of_one_pixel_outside() -> None:
@@ -197,10 +282,18 @@ def test_wrong_masks(kind: str, rng: np.random.Generator) -> None:
             transform.map(wrong)
 
 
-def test_weight_maps_leave_no_boxes(rng: np.random.Generator) -> None:
-    mix = gm.WeightMapMixBatch(coins, targets={"boxes": gm.Boxes("xyxy")})
-    with pytest.raises(ValueError, match=r"^Boxes: 'boxes' with a weight map.*CutMixBatch"):
+@pytest.mark.parametrize(("weight_map", "masks"), [(coins, None), (fog, "mask")])
+def test_what_weight_maps_leave(weight_map: Any, masks: Any, rng: np.random.Generator) -> None:
+    mix = gm.WeightMapMixBatch(weight_map, targets={"boxes": gm.Boxes("xyxy", masks=masks)})
+    message = r"^Boxes: 'boxes' with a weight map of .* a map of bool, and masks; .* CutMixBatch"
+    with pytest.raises(ValueError, match=message):
         mix.map(boxes_in(rng, 4))
+
+
+def test_a_mosaic_moves_boxes_as_far_as_the_image_is_long(rng: np.random.Generator) -> None:
+    batch = boxes_in(rng, 4, "xyxy", "uint8") | {"image": np.zeros((4, H, 300, 3), np.uint8)}
+    with pytest.raises(TypeError, match=r"^Boxes: 'boxes' is uint8 .* 300 long; .* int32"):
+        transform_of("mosaic").map(batch)
 
 
 @pytest.mark.parametrize(

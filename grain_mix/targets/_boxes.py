@@ -1,12 +1,14 @@
 """Objects: their boxes, what goes with each of them, and their masks."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grain_mix._arithmetic import hidden_one, rounded
+from grain_mix._blend import Weights, blend
 from grain_mix._draw import Draw
 from grain_mix._dtypes import WIDE, check_copied, check_narrow, check_pixels, is_float, is_integer
 from grain_mix._errors import describe, did_you_mean, explains_mistakes, fail, quote
@@ -20,31 +22,39 @@ WHOLE = ("xyxy", "yxyx", "xywh")  # the formats that integers may have
 THINNEST = 1e-3  # pixels of a box that can be seen
 OUTSIDE = 1.01  # pixels that a box may reach out of the image: one, and what fractions may round to
 
+Corners = tuple[Any, ...]  # `[B, N, 2]` each, in pixels, rows first
+Part = tuple[jax.Array, jax.Array, jax.Array]  # corners of what is left, and its area `[B, N]`
+
 
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class Boxes(Target):
     """Boxes around objects, with what goes with each of them.
 
-    In: numbers `[B, N, 4]`, padded to N boxes with any that have no area. Out: `[B, 2N, 4]` in the
-    same format and dtype, own boxes first, cut to what is visible where that is a rectangle; and
-    `<name>_weight` `float32 [B, 2N]`: visible area / area, times λ or 1-λ for a blend. What weighs
-    0 comes out as a box of zeros: padding, what is hidden, and the partner's boxes in a record that
-    is not mixed.
+    In: numbers `[B, N, 4]`, padded to N boxes with any that have no area. Out: `[B, kN, 4]` in the
+    same format and dtype, those of the record's k sources, own first, moved with their image and
+    cut to what is visible where that is a rectangle; and `<name>_weight` `float32 [B, kN]`: visible
+    area / area, times the source's share for a blend. What weighs 0 comes out as a box of zeros:
+    padding, what is hidden, and the other sources' boxes in a record that is not mixed.
 
     The area is that of the part inside the image. Boxes may end up to a pixel outside, and are
     clipped; what lies farther outside is an error, and under `jit`, where values are not known, is
     clipped too. What is thinner than a thousandth of a pixel is not visible.
+
+    Under a `bool` weight map objects need `masks`. A box weighs visible pixels of its mask / its
+    pixels. Where its mask loses pixels, the box becomes the smallest that holds what is left of it
+    inside the box. Maps of floats are refused.
 
     Args:
         format: `"xyxy"`, `"yxyx"`, `"xywh"` or `"center_xywh"` in pixels, and with `"rel_"` before
             it in fractions of the image's sides. TFDS has `"rel_yxyx"`, COCO's files `"xywh"`,
             YOLO's `"rel_center_xywh"`.
             Integers count whole pixels, `[start, stop)`.
-        fields: names of fields `[B, N, ...]`, such as the classes. They come out as `[B, 2N, ...]`.
-        masks: name of a field `[B, N, height, width]`, a mask for each box. It comes out as
-            `[B, 2N, height, width]`, with 0 where an object is hidden.
-        min_visible: in [0, 1]. A box of which less of its area is visible gets the weight 0.
+        fields: names of fields `[B, N, ...]`, such as the classes. They come out as `[B, kN, ...]`.
+        masks: name of a field `[B, N, height, width]`, a mask for each box, in which any value but
+            0 is a pixel of the object. It comes out as `[B, kN, height, width]`, moved with its
+            image, with 0 where an object is hidden.
+        min_visible: in [0, 1]. A box of which less is visible gets the weight 0.
 
     >>> import grain_mix as gm
     >>> transform = gm.CutMixBatch(targets={"boxes": gm.Boxes("rel_yxyx", fields=("class",))})
@@ -118,14 +128,20 @@ class Boxes(Target):
             if self._is_relative:
                 fix = f"pass format={self.format[4:]!r} for pixels, or floats from 0 to 1"
             fail(TypeError, "Boxes", f"{came} for {self.format!r}", "floats [B, N, 4]", fix)
-        if space.map is not None:
-            came = f"{name!r} with a weight map"
-            fix = "use CutMixBatch or MixUpBatch: what a map leaves of a box is no box"
-            fail(ValueError, "Boxes", came, "a box or a blend", fix)
+        if space.map is not None and (space.map != np.bool_ or self.masks is None):
+            came = f"{name!r} with a weight map of {space.map} and masks={self.masks!r}"
+            fix = "name the masks of the objects where the map returns bool, or use CutMixBatch"
+            fail(ValueError, "Boxes", came, "a map of bool, and masks", fix)
         if len(space.axes) != 2:
             came = f"{name!r} with spatial_axes={space.axes}"
             fix = "leave the boxes out, or pass the axes of height and width alone"
             fail(ValueError, "Boxes", came, "two axes, height and width", fix)
+        side = max(self._size(space))
+        is_moved = space.cuts and space.sources > 2
+        if is_moved and is_integer(boxes.dtype) and side > np.iinfo(boxes.dtype).max:
+            came = f"{name!r} is {describe(boxes)}, beside an image that is {side} long"
+            fix = "cast them to int32: a mosaic moves boxes"
+            fail(TypeError, "Boxes", came, "a dtype that can count its pixels", fix)
 
     def _check_values(self, name: str, boxes: np.ndarray, space: Space) -> None:
         if not np.isfinite(boxes).all():
@@ -153,7 +169,8 @@ class Boxes(Target):
 
     def _wrong(self, boxes: np.ndarray, size: np.ndarray) -> tuple[str, str, str] | None:
         """What came, what was expected and the fix, if boxes do not fit this format."""
-        low, high = self._corners(boxes.astype(np.float64), size, np)
+        scale = self._scale(tuple(size))
+        low, high = self._corners(boxes.astype(np.float64) * scale)
         if "xywh" not in self.format and (low > high).any():
             return "a first corner beyond the second", "the lower corner first", "correct them"
         real = (low < high).all(-1)
@@ -180,55 +197,54 @@ class Boxes(Target):
         return tuple(2 + int(k) for k in np.argsort(np.argsort(axes))) if key == self.masks else ()
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
-        """Own boxes, then the partner's, with what is visible of each."""
-        own, partner = ({name: x.value for name, x in source.items()} for source in sources)
-        size = np.array(self._size(space), np.float32)
-        ours, theirs = (self._inside(side[""], size) for side in (own, partner))
-        weights, others = draw.outside_box().T
-        seen, remain = _visible(*theirs), _visible(*ours)
-        if draw.box is not None:
-            order = [int(k) for k in np.argsort(space.axes)]
-            pasted = tuple(
-                jnp.stack([draw.box[:, k, side] for k in order], 1)[:, None].astype(jnp.float32)
-                for side in (0, 1)
-            )
-            cut = is_cut(draw.box)
-            remain = _where(cut, _without(ours, pasted), remain)
-            seen = _where(cut, _visible(*_intersect(theirs, pasted)), seen)
-            others = jnp.where(cut, np.float32(1), others)
-        out: list[Any] = []
-        weight: list[Any] = []
-        for side, whole, left, factor in (
-            (own, ours, remain, weights),
-            (partner, theirs, seen, others),
-        ):
-            weight.append(factor[:, None] * self._fraction(left[2], _area(*whole)))
-            out.append(
-                jnp.where(
-                    weight[-1][..., None] > 0,
-                    self._like_input(side[""], left[:2], size),
-                    jnp.zeros((), side[""].dtype),
-                )
-            )
-        mixed = {name: _joined(own[name], partner[name]) for name in self.fields}
-        if self.masks is not None:
-            mixed[self.masks] = _mix_masks(own[self.masks], partner[self.masks], draw, space)
-        return mixed | {"": _joined(*out), "_weight": _joined(*weight)}
+        """Own boxes, then those of the other sources, with what is visible of each."""
+        size, moved = self._size(space), None
+        mixed = [{name: x.value for name, x in source.items()} for source in sources]
+        if self.masks is not None and draw.tiles is not None:
+            # A pixel shows one source, so all that is shown of their masks fits into one.
+            weights = Weights(tiles=draw.tiles, shift=draw.shift)
+            axes = self.axes_like_image(self.masks, 4, space.axes)
+            moved = blend([source[self.masks] for source in sources], weights, axes)
+        draw = _rows_first(draw, space.axes)
+        for r, fields in enumerate(mixed):
+            boxes, shown = fields[""], _shown(draw, r, size)
+            pixels = boxes.astype(jnp.float32) * self._scale(size)
+            before = self._corners(rounded(pixels) if self._is_relative else pixels)
+            inside = _clipped(before, np.float32(0), np.array(size, np.float32).reshape(1, 1, 2))
+            low, high, visible, area = (*shown.part(inside), _area(*inside))
+            if self.masks is not None:
+                masks = fields[self.masks]
+                if draw.weights is not None:
+                    low, high, visible, area = _of_masks(inside, masks != 0, shown.pixels(size))
+                masks = masks if moved is None else moved
+                none = jnp.zeros((), masks.dtype)
+                fields[self.masks] = jnp.where(shown.pixels(size), masks, none)
+            is_real = area > 0
+            # Compilers may know the area, but then not what is visible of it.
+            fraction = visible / (jnp.where(is_real, area, np.float32(1)) * hidden_one(visible))
+            is_seen = is_real & (fraction >= np.float32(self.min_visible))
+            weight = shown.weight[:, None] * jnp.where(is_seen, fraction, np.float32(0))
+            left = self._like_input(boxes, before, (low, high), shown.shift, size)
+            left = jnp.where(weight[..., None] > 0, left, jnp.zeros((), boxes.dtype))
+            fields |= {"": left, "_weight": weight}
+        return {name: jnp.concatenate([x[name] for x in mixed], axis=1) for name in mixed[0]}
 
     def _size(self, space: Space) -> tuple[int, int]:
         """Height and width."""
         height, width = (space.lengths[int(k)] for k in np.argsort(space.axes))
         return height, width
 
-    def _corners(self, boxes: Any, size: np.ndarray, np: Any = jnp) -> tuple[Any, Any]:
-        """Lower and upper corners `[B, N, 2]`, rows first, in pixels."""
+    def _scale(self, size: tuple[int, ...]) -> np.ndarray:
+        """How many pixels one is, for each of the four numbers of a box."""
+        sides = size if self.format.endswith("yxyx") else size[::-1]
+        return np.array(sides * 2 if self._is_relative else (1,) * 4, np.float32).reshape(1, 1, 4)
+
+    def _corners(self, boxes: Any) -> tuple[Any, Any]:
+        """Lower and upper corners `[B, N, 2]`, rows first, of boxes in pixels."""
         name = self.format.removeprefix("rel_")
         first, second = boxes[..., :2], boxes[..., 2:]
         if name != "yxyx":
             first, second = first[..., ::-1], second[..., ::-1]
-        if self._is_relative:
-            scale = size.reshape(1, 1, 2)
-            first, second = first * scale, second * scale
         if name == "xywh":
             second = first + second
         elif name == "center_xywh":
@@ -236,44 +252,30 @@ class Boxes(Target):
             first, second = first - half, first + half
         return first, second
 
-    def _inside(self, boxes: jax.Array, size: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Corners, clipped to the image."""
-        low, high = self._corners(boxes.astype(jnp.float32), size)
-        limit = jnp.asarray(size.reshape(1, 1, 2))
-        zero = jnp.zeros_like(limit)
-        return jnp.minimum(jnp.maximum(low, zero), limit), jnp.minimum(
-            jnp.maximum(high, zero), limit
-        )
-
     def _like_input(
-        self, boxes: jax.Array, corners: tuple[jax.Array, jax.Array], size: np.ndarray
+        self, boxes: jax.Array, before: Corners, after: Corners, shift: Any, size: tuple[int, ...]
     ) -> jax.Array:
         """Boxes in the format that came in; a number that does not change keeps its bits."""
-        before = self._corners(boxes.astype(jnp.float32), size)
-        (low, high), (low_same, high_same) = (
-            corners,
-            (a == b for a, b in zip(before, corners, strict=True)),
-        )
-        name, both = self.format.removeprefix("rel_"), low_same & high_same
-        first, second, first_same, second_same = low, high, low_same, high_same
+        name, (low, high) = self.format.removeprefix("rel_"), after
+        stays = jnp.asarray(shift == 0)
+        first, second = low + shift, high + shift
+        first_same, second_same = (x == y for x, y in zip(before, after, strict=True))
+        both = first_same & second_same
+        first_same, second_same = first_same & stays, second_same & stays
         if name == "xywh":
             second, second_same = high - low, both
         elif name == "center_xywh":
-            first, second, first_same, second_same = (low + high) / 2, high - low, both, both
-        if self._is_relative:
-            scale = jnp.asarray(size.reshape(1, 1, 2))
-            first, second = first / scale, second / scale
+            first, first_same = (low + high) / 2 + shift, both & stays
+            second, second_same = high - low, both
         if name != "yxyx":
             first, second, first_same, second_same = (
                 x[..., ::-1] for x in (first, second, first_same, second_same)
             )
+        changed = jnp.concatenate([first, second], axis=-1)
+        if self._is_relative:
+            changed = changed / (self._scale(size) * hidden_one(changed))
         same = jnp.concatenate([first_same, second_same], axis=-1)
-        return jnp.where(same, boxes, jnp.concatenate([first, second], axis=-1).astype(boxes.dtype))
-
-    def _fraction(self, visible: jax.Array, area: jax.Array) -> jax.Array:
-        """The visible part of a box's area, 0 for padding and below `min_visible`."""
-        fraction = jnp.where(area > 0, visible / jnp.where(area > 0, area, np.float32(1)), 0)
-        return jnp.where(fraction < np.float32(self.min_visible), np.float32(0), fraction)
+        return jnp.where(same, boxes, changed.astype(boxes.dtype))
 
 
 def _fix_for_shape(shape: tuple[int, ...]) -> str:
@@ -290,30 +292,94 @@ def _fix_for_shape(shape: tuple[int, ...]) -> str:
     return "pad each record to N boxes with zeros, before Batch"
 
 
-Corners = tuple[jax.Array, ...]  # [B, N, 2] each, in pixels, rows first
-Part = tuple[jax.Array, jax.Array, jax.Array]  # corners of what is left, and its area [B, N]
+class Shown(NamedTuple):
+    """Where the mixed image shows a source, rows first: within a rectangle and not within another.
+
+    Attributes:
+        weight: `float32 [B]`, of what is shown.
+        inside: `int32 [B, 2, 2]`, `(start, stop)` of rows and of columns.
+        outside: the same; `None`: nothing is hidden.
+        shift: `float32 [B, 1, 2]`, how far the source is moved.
+        map: `bool [B, H, W]`, the pixels in the place of the rectangles.
+    """
+
+    weight: Any
+    inside: Any
+    outside: Any = None
+    shift: Any = np.zeros((1, 1, 2), np.float32)
+    map: Any = None
+
+    def part(self, box: Corners) -> Part:
+        """What shows of boxes, where it is in the source itself."""
+        start, stop = (x - self.shift for x in _ends(self.inside))
+        low, high = _clipped(box, start, stop)
+        if self.outside is None:
+            return low, high, _area(low, high)
+        return _without((low, high), _ends(self.outside))
+
+    def pixels(self, size: tuple[int, ...]) -> jax.Array:
+        """`bool [B, 1, H, W]`."""
+        if self.map is not None:
+            pixels: jax.Array = self.map[:, None]
+            return pixels
+        shown: jax.Array = _within(self.inside, size) & (self.weight > 0).reshape(-1, 1, 1, 1)
+        return shown if self.outside is None else shown & ~_within(self.outside, size)
 
 
-def is_cut(box: jax.Array) -> jax.Array:
-    """`bool [B]`: whether a rectangle is pasted."""
-    return (box[:, :, 0] < box[:, :, 1]).all(axis=1)
+def _rows_first(draw: Draw, axes: tuple[int, ...]) -> Draw:
+    """The draw with its axes in the order of the image's."""
+    if axes[0] < axes[1]:
+        return draw
+    flipped = {
+        name: jnp.flip(getattr(draw, name), axis)
+        for name, axis in (("box", 1), ("tiles", 2), ("shift", 2))
+        if getattr(draw, name) is not None
+    }
+    weights = None if draw.weights is None else draw.weights.swapaxes(1, 2)
+    return dataclasses.replace(draw, weights=weights, **flipped)
+
+
+def _shown(draw: Draw, r: int, size: tuple[int, ...]) -> Shown:
+    """Where source r is shown; the draw has rows first."""
+    whole = np.array([[(0, length) for length in size]], np.int32)
+    all_of_it = np.ones(1, np.float32)
+    if draw.weights is not None:
+        return Shown(all_of_it, whole, map=draw.weights if r == 0 else ~draw.weights)
+    if draw.tiles is not None and draw.shift is not None:
+        shift = draw.shift[:, r, None].astype(jnp.float32)
+        return Shown(all_of_it, draw.tiles[:, r], shift=shift)
+    if draw.box is None:
+        return Shown(draw.shares[:, r], whole)
+    is_cut = (draw.box[:, :, 0] < draw.box[:, :, 1]).all(axis=1)
+    weight = jnp.where(is_cut, np.float32(1), draw.shares[:, r])
+    box = jnp.where(is_cut[:, None, None], draw.box, np.int32(0) if r == 0 else whole)
+    return Shown(weight, whole, box) if r == 0 else Shown(weight, box)
+
+
+def _ends(rectangle: Any) -> Corners:
+    """`float32 [B, 1, 2]`, where a rectangle starts and stops."""
+    return tuple(rectangle[:, None, :, side].astype(jnp.float32) for side in (0, 1))
+
+
+def _within(rectangle: Any, size: tuple[int, ...]) -> jax.Array:
+    """`bool [B, 1, H, W]`: which pixels a rectangle has."""
+    lines: list[jax.Array] = []
+    for k, length in enumerate(size):
+        position = jnp.arange(length, dtype=jnp.int32)[None]
+        lines.append((rectangle[:, k, :1] <= position) & (position < rectangle[:, k, 1:]))
+    return lines[0][:, None, :, None] & lines[1][:, None, None, :]
 
 
 def _area(low: jax.Array, high: jax.Array) -> jax.Array:
     """`float32 [B, N]`, exact for whole numbers up to 2²⁴; 0 for what is too thin to be seen."""
     sides = high - low
     seen = (sides >= np.float32(THINNEST)).all(-1)
-    return jnp.where(seen, sides[..., 0] * sides[..., 1], np.float32(0))
+    return jnp.where(seen, rounded(sides[..., 0] * sides[..., 1]), np.float32(0))
 
 
-def _visible(low: jax.Array, high: jax.Array) -> Part:
-    return low, high, _area(low, high)
-
-
-def _intersect(box: Corners, pasted: Corners) -> tuple[jax.Array, jax.Array]:
+def _clipped(box: Corners, start: Any, stop: Any) -> Corners:
     """What is left of boxes inside a rectangle, without area where there is nothing."""
-    low, high = (jnp.minimum(jnp.maximum(x, pasted[0]), pasted[1]) for x in box)
-    return low, high
+    return tuple(jnp.minimum(jnp.maximum(x, start), stop) for x in box)
 
 
 def _without(box: Corners, pasted: Corners) -> Part:
@@ -328,35 +394,28 @@ def _without(box: Corners, pasted: Corners) -> Part:
     new_low = jnp.where(may_cut & from_low, jnp.minimum(stop, high), low)
     new_high = jnp.where(may_cut & to_high & ~from_low, start, high)
     is_changed = ((new_low != low) | (new_high != high)).any(-1)
-    sides = jnp.subtract(*_intersect(box, pasted)[::-1])
-    covered = sides[..., 0] * sides[..., 1]
+    sides = jnp.subtract(*_clipped(box, start, stop)[::-1])
+    covered = rounded(sides[..., 0] * sides[..., 1])
     visible = jnp.where(is_changed, _area(new_low, new_high), _area(low, high) - covered)
     hidden = meets.all(-1) & spans.all(-1)
     return new_low, new_high, jnp.where(hidden, np.float32(0), visible)
 
 
-def _where(cut: jax.Array, x: Part, y: Part) -> Part:
-    low, high = (jnp.where(cut[:, None, None], a, b) for a, b in zip(x[:2], y[:2], strict=True))
-    return low, high, jnp.where(cut[:, None], x[2], y[2])
+def _of_masks(box: Corners, masks: jax.Array, shown: jax.Array) -> tuple[jax.Array, ...]:
+    """What is left of boxes whose masks lose pixels, and the visible pixels and all."""
+    left = masks & shown
+    area, visible = (x.sum((2, 3), dtype=jnp.int32).astype(jnp.float32) for x in (masks, left))
+    spans = zip(_span(left.any(3)), _span(left.any(2)), strict=True)
+    start, stop = (jnp.stack(ends, axis=2).astype(jnp.float32) for ends in spans)
+    is_less = (visible < area)[..., None]
+    start, stop = jnp.where(is_less, start, box[0]), jnp.where(is_less, stop, box[1])
+    low, high = _clipped(box, start, stop)
+    return low, high, visible, jnp.where(_area(low, high) > 0, area, np.float32(0))
 
 
-def _joined(own: jax.Array, other: jax.Array) -> jax.Array:
-    """`[B, 2N, ...]`, own entries first."""
-    return jnp.concatenate([own, other], axis=1)
-
-
-def _mix_masks(own: jax.Array, other: jax.Array, draw: Draw, space: Space) -> jax.Array:
-    """`[B, 2N, H, W]`: 0 where own ones are covered, and where the partner's are not shown."""
-    shown = jnp.zeros((len(own), 1, 1, 1), jnp.bool_)
-    if space.blends:
-        shown = (draw.outside_box()[:, 0] < 1)[:, None, None, None]
-    if draw.box is not None:
-        lines = []
-        for k in np.argsort(space.axes):
-            position = jnp.arange(space.lengths[int(k)], dtype=jnp.int32)[None]
-            box = draw.box[:, int(k)]
-            lines.append((box[:, :1] <= position) & (position < box[:, 1:]))
-        inside = (lines[0][:, :, None] & lines[1][:, None, :])[:, None]
-        own = jnp.where(inside, jnp.zeros((), own.dtype), own)
-        shown = shown | inside
-    return _joined(own, jnp.where(shown, other, jnp.zeros((), other.dtype)))
+def _span(line: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where what is true in `bool [B, N, L]` begins and ends."""
+    length = line.shape[2]
+    position = np.arange(length, dtype=np.int32).reshape(1, 1, length)
+    start = jnp.where(line, position, np.int32(length)).min(2)
+    return start, jnp.where(line, position + 1, np.int32(0)).max(2)
