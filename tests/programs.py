@@ -1,10 +1,13 @@
 """Programs that the fuzz tests try: a transform with the batches that it is made for.
 
-Each is drawn from its number: class, law, layout, dtypes, kinds of targets, partners, and method.
+Each is drawn from its number: class, law, layout, dtypes, kinds of targets, partners, and the road
+that the batch takes: `map`, or one of those that lead through JAX to `mix`.
 """
 
 import dataclasses
 import functools
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import grain_mix as gm
 
-CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch, gm.WeightMapMixBatch]
+CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch, gm.WeightMapMixBatch, gm.MosaicBatch]
 FLOATS = ["float16", "bfloat16", "float32"]
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", *FLOATS]
 IDS = ["int64", "int32", "uint8", "int8", "uint64"]
@@ -30,8 +33,14 @@ LAYOUTS: list[Any] = [  # shape of a record, axes of its box
     ((3, 4, 2, 3), (1, 2, 3)),
     ((1, 1, 1), (1, 2)),
 ]
+ROADS = ["jit", "closure", "vmap", "scan", "cond", "remat"]
 SETTINGS = ["x64", "debug_nans", "rank_promotion", "dtype_promotion", "default_prng_impl"]
 SETTINGS += ["threefry_partitionable", "threefry_not_partitionable", "random_seed_offset"]
+LAWS: list[Any] = [0.2, 1.0, 8, np.float32(0.7), gm.Beta(2, 8), gm.Beta(3, 0.3)]
+OF_MANY: list[Any] = [0.2, 1.0, 8]  # for more than two sources
+if hasattr(gm, "Larger"):
+    LAWS += [gm.Uniform(0.1, 0.9), gm.Uniform(0.25, 0.25), gm.Larger(gm.Beta(0.4, 0.4))]
+    OF_MANY += [LAWS[-1]]
 K = 5
 
 
@@ -43,9 +52,14 @@ def fog(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
     return jnp.clip(jax.random.uniform(key, lengths, minval=-0.5, maxval=1) + lam, 0, 1)
 
 
+def nearest(key: Any, lam: Any, lengths: tuple[int, ...], own: Any, partner: Any) -> Any:
+    """Whatever stands higher is seen."""
+    return own["height"] >= partner["height"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Points(gm.Target):
-    """Points in pixels, each with the weight of its pixel, and what is known of each: in pairs."""
+    """Points in pixels, each with the weight of its pixel, and what is known of each: stacked."""
 
     about: str
     adds = ("_weight",)
@@ -59,7 +73,7 @@ class Points(gm.Target):
         stacks = {name: jnp.stack([source[name] for source in sources]) for name in sources[0]}
         moved = [draw.moved(source[""], r) for r, source in enumerate(sources)]
         weights = [draw.weights_at(points)[..., r] for r, points in enumerate(moved)]
-        return {**stacks, "_weight": jnp.stack(weights)}
+        return {**stacks, "": jnp.stack(moved), "_weight": jnp.stack(weights)}
 
     def check(self, name: str, array: Any, space: gm.Space) -> None:
         fits = array.shape[2:] == (len(space.axes),) and str(array.dtype) in ("float32", "int32")
@@ -70,25 +84,64 @@ class Points(gm.Target):
 Field = tuple[str, tuple[int, ...], str]  # content, shape of a record, dtype
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     transform: Any
     fields: dict[str, Field]
     size: int
-    method: str
+    road: str
     key: Any
     setting: str
 
     def run(self, batch: Any, compiled: bool) -> Any:
-        if self.method in ("map", "sharded"):
+        if self.road in ("map", "sharded"):
             return self.transform.map(batch)
-        mix = jitted(self.transform) if compiled else self.transform.mix
-        return mix(batch) if self.key is None else mix(batch, key=self.key)
+        if not compiled:
+            return self.mix(batch, self.key)
+        if self.road == "closure":  # over all but the images
+            names = self.transform.image_key
+            images = {
+                name: batch[name] for name in (names if isinstance(names, tuple) else [names])
+            }
+            rest = {name: x for name, x in batch.items() if name not in images}
+            return self.closed_over(pickle.dumps(rest))(images)
+        return self.jitted(batch, self.key, True)
 
+    def mix(self, batch: Any, key: Any) -> Any:
+        return self.transform.mix(batch) if key is None else self.transform.mix(batch, key=key)
 
-@functools.cache
-def jitted(transform: Any) -> Any:
-    return jax.jit(transform.mix)
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def closed_over(self, rest: bytes) -> Callable[[Any], Any]:
+        return jax.jit(lambda images: self.mix(pickle.loads(rest) | images, self.key))
+
+    @functools.cached_property
+    def jitted(self) -> Callable[[Any, Any, bool], Any]:
+        """`mix` in a program of a user's; each of these is one of two."""
+
+        def vmap(batch: Any, key: Any) -> Any:
+            if key is not None:
+                return jax.vmap(lambda key: self.mix(batch, key))(jnp.stack([key, key]))
+            seeds = jnp.stack([batch["mix_seed"] + 1, batch["mix_seed"]])
+            return jax.vmap(lambda seeds: self.mix(batch | {"mix_seed": seeds}, None))(seeds)
+
+        def scan(batch: Any, key: Any) -> Any:
+            both = jax.tree.map(lambda x: jnp.stack([x, x]), (batch, key))
+            return jax.lax.scan(lambda carry, x: (carry, self.mix(*x)), None, both)[1]
+
+        def run(batch: Any, key: Any, flag: bool) -> Any:
+            if self.road == "vmap":
+                return jax.tree.map(lambda x: x[1], vmap(batch, key))
+            if self.road == "scan":
+                return jax.tree.map(lambda x: x[1], scan(batch, key))
+            if self.road == "remat":
+                return jax.checkpoint(self.mix)(batch, key)
+            if self.road == "cond":
+                specs = jax.eval_shape(self.mix, batch, key)
+                zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), specs)
+                return jax.lax.cond(flag, lambda: self.mix(batch, key), lambda: zeros)
+            return self.mix(batch, key)
+
+        return jax.jit(run)
 
 
 def batch_of(
@@ -145,66 +198,85 @@ def all_kinds(
     transform: Any, number: int, shape: tuple[int, ...] = (8, 16, 3)
 ) -> tuple[Any, dict[str, Field]]:
     """The transform with all kinds that it takes, and the fields of its batches."""
-    cls, one = type(transform), chooser(np.random.default_rng(number))
-    copies = cls is gm.CutMixBatch or getattr(transform, "weight_map", None) is coins
-    kinds = kinds_for(one, cls, copies, shape, transform.spatial_axes or (1, 2))
+    one = chooser(np.random.default_rng(number))
+    kinds = kinds_for(one, transform, shape, transform.spatial_axes or (1, 2))
     fields = {"image": ("any", shape, "uint8"), "mix_seed": ("any", (), "uint32")}
     transform = dataclasses.replace(transform, targets={n: x[0] for n, x in kinds.items()})
     return transform, fields | fields_for(one, kinds)
+
+
+def copies(transform: Any) -> bool:
+    """Whether each of its pixels is copied from one source."""
+    by_map = getattr(transform, "weight_map", None) in (coins, nearest)
+    return by_map or isinstance(transform, gm.CutMixBatch | gm.MosaicBatch)
 
 
 @functools.cache
 def program(index: int) -> Program:
     rng = np.random.default_rng(index)
     one: Any = chooser(rng)
-    cls: Any = CLASSES[index % 4]
-    method, setting = one("map", "map", "mix", "key", "sharded"), one(*SETTINGS)
-    weight_map, (shape, axes) = one(coins, fog), one(*LAYOUTS)
-    brings = rng.random() < 0.3
+    cls: Any = CLASSES[index % len(CLASSES)]
+    road, setting = one("map", "map", "sharded", *ROADS), one(*SETTINGS)
+    k = {gm.MosaicBatch: 4, gm.MixUpBatch: one(2, 2, 3, 4, 8)}.get(cls, 2)
+    planes = [each for each in LAYOUTS if len(each[1] or (1, 2)) == 2]
+    shape, axes = one(*(planes if cls is gm.MosaicBatch else LAYOUTS))
     own: dict[str, Any] = {"prob": one(1.0, 1.0, 0.5, 0.0), "spatial_axes": axes}
-    own["mode"] = one("elem", "batch") if brings else one("elem", "pair", "batch")
+    partners = ("other",) if k == 2 else tuple(f"other{r}" for r in range(1, k))
+    if brings := rng.random() < 0.3:
+        own["partner_key"] = partners if k > 2 else "other"
+    own["mode"] = one("elem", "batch") if brings or k > 2 else one("elem", "pair", "batch")
     for name in [f.name for f in dataclasses.fields(cls)]:
         if name.endswith("alpha"):
-            own[name] = one(0.2, 1.0, 8, np.float32(0.7), gm.Beta(2, 8), gm.Beta(3, 0.3))
-        if name.endswith("minmax"):
-            own[name] = one(None, None, (0.2, 0.9))
+            own[name] = one(*(LAWS if k == 2 else OF_MANY))
+        if name.endswith("minmax"):  # the paper's box needs axes longer than 1
+            own[name] = one(None, None, (0.2, 0.9)) if min(shape) > 1 else (0.2, 1)
+    if cls is gm.MosaicBatch:
+        own["split"] = one((0.25, 0.75), (0, 1), (0.4, 0.4))
+    if cls is gm.MixUpBatch:
+        own["sources"] = k
     if cls is gm.WeightMapMixBatch:
-        own["weight_map"] = weight_map
-    copies = cls is gm.CutMixBatch or own.get("weight_map") is coins
-    dtypes = [*DTYPES, *["bool"] * copies]
+        own["weight_map"] = one(coins, fog, nearest)
+    reads = own.get("weight_map") is nearest
+    transform = cls(**own | {"reads": ("height",)} if reads else own)
+    dtypes = [*DTYPES, *["bool"] * copies(transform)]
     fields: dict[str, Any] = {"image": ("any", shape, one(*dtypes))}
+    options: dict[str, Any] = {}
+    if reads:
+        lengths = tuple(shape[axis % (len(shape) + 1) - 1] for axis in axes or (1, 2))
+        fields["height"] = ("any", lengths, one(*dtypes))
     if rng.random() < 0.3:
-        own["image_key"] = ("image", "depth")
+        options["image_key"] = ("image", "depth")
         fields["depth"] = ("any", shape, one(*dtypes))
     if rng.random() < 0.25:  # the short form
         classes = one(K, None)
-        own |= {"num_classes": classes, "label_smoothing": one(0.0, 0.1)}
-        soft = [*FLOATS, "float64", "bool", *([] if method in ("mix", "key") else ["uint8"])]
+        options |= {"num_classes": classes, "label_smoothing": one(0.0, 0.1)}
+        soft = [*FLOATS, "float64", "bool", *([] if road in ROADS else ["uint8"])]
         fields["label"] = ("rows", (K,), one(*soft))
         if classes is not None:
             fields["label"] = ("ids", one((), (1,)), one(*IDS))
     else:
-        kinds = kinds_for(one, cls, copies, shape, axes or (1, 2))
+        kinds = kinds_for(one, transform, shape, axes or (1, 2))
         kinds = {name: kinds[name] for name in kinds if rng.random() < 0.4}
-        own |= {"label_key": one(None, "label"), "targets": {n: x[0] for n, x in kinds.items()}}
+        options["targets"] = {name: x[0] for name, x in kinds.items()}
+        options["label_key"] = one(None, "label")
         fields |= fields_for(one, kinds)
     if rng.random() < 0.3:
-        own["valid_key"] = "valid"
+        options["valid_key"] = "valid"
         fields["valid"] = ("any", (), "bool")
-    if brings:
-        own["partner_key"] = "other"
-        fields |= {f"other/{n}": x for n, x in fields.items() if n != "valid" or one(True, False)}
-    slices, size = one(1, 2, 4), one(1, 2, 3, 4, 7)
-    if method == "sharded":
-        size = slices * (one(1, 2, 3) if brings else 2)
+    for above in partners if brings else ():
+        more = {n: x for n, x in fields.items() if "/" not in n}
+        fields |= {f"{above}/{n}": x for n, x in more.items() if n != "valid" or one(True, False)}
+    slices, size = one(1, 2, 4), one(*((1, 2, 3, 4, 7) if k == 2 else (k - 1, k, k + 3, 2 * k)))
+    if road == "sharded":
+        size = slices * (one(1, 2, 3) if brings else k)
         mesh = jax.make_mesh((slices,), ("data",), devices=jax.devices()[:slices])
-        own["sharding"] = NamedSharding(mesh, PartitionSpec("data"))
+        options["sharding"] = NamedSharding(mesh, PartitionSpec("data"))
     key = None
-    if method == "key":
+    if road in ROADS and rng.random() < 0.4:
         key = one(jax.random.PRNGKey, functools.partial(jax.random.key, impl="rbg"))(index % 1000)
     else:
         fields["mix_seed"] = ("any", (), "uint32")
-    return Program(cls(**own), fields, size, method, key, setting)
+    return Program(dataclasses.replace(transform, **options), fields, size, road, key, setting)
 
 
 def fields_for(one: Any, kinds: dict[str, tuple[Any, ...]]) -> dict[str, Field]:
@@ -215,12 +287,13 @@ def fields_for(one: Any, kinds: dict[str, tuple[Any, ...]]) -> dict[str, Field]:
 
 
 def kinds_for(
-    one: Any, cls: Any, copies: bool, shape: tuple[int, ...], axes: tuple[int, ...]
+    one: Any, transform: Any, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> dict[str, tuple[Any, ...]]:
     """Of each field its kind, content, shape and possible dtypes, and further fields."""
+    parts, by_map = not isinstance(transform, gm.MixUpBatch), hasattr(transform, "weight_map")
+    n, bits = len(axes), ["bool"] * copies(transform)
     front = [axis % (len(shape) + 1) for axis in axes]
     lengths, sides = (tuple(shape[axis - 1] for axis in each) for each in (front, sorted(front)))
-    n, parts, by_map = len(axes), cls is not gm.MixUpBatch, cls is gm.WeightMapMixBatch
     smooth, column = one(0.0, 0.2), one((), (1,))
     layouts = [(None, shape), (None, sides), (tuple(range(n + 1, 1, -1)), (2, *lengths[::-1]))]
     layouts += [] if parts else [(None, (3,))]
@@ -237,12 +310,12 @@ def kinds_for(
         "soft": (gm.Soft(smoothing=smooth), "any", (K,) if smooth else many, numbers),
         "breed": (gm.Sparse(one(None, K)), "ids", column, IDS),
         "caption": (gm.Stacked(), "any", many, [*numbers, "int64", "bool"]),
-        "heat": (gm.ValueMap(of_values), "any", values_shape, [*DTYPES, *["bool"] * copies]),
+        "heat": (gm.ValueMap(of_values), "any", values_shape, [*DTYPES, *bits]),
         "points": (Points("seen"), "points", lengths, ["float32", "int32"], seen),
     }
-    if copies or not by_map:
+    if bits or not by_map:
         kinds["classes"] = (gm.LabelMap(of_ids), "any", ids_shape, [*DTYPES, "bool"])
-    if n == 2 and not by_map:
+    if n == 2 and (bits or not by_map):
         formats = ["xyxy", "yxyx", "xywh"]
         dtypes = one(FLOATS, ["int32", "uint8", "int64"])
         if dtypes is FLOATS:
@@ -250,7 +323,7 @@ def kinds_for(
             # Fractions with which float32 computes exactly, so that the oracle need not round.
             exact = all(side & (side - 1) == 0 for side in sides)
             formats += [f"rel_{name}" for name in formats] if exact else []
-        masks, box_format = one(None, "masks"), one(*formats)
+        masks, box_format = "masks" if by_map else one(None, "masks"), one(*formats)
         kind = gm.Boxes(box_format, fields=("class",), masks=masks, min_visible=one(0, 0.1, 0.5))
         more = {"class": ("any", one((3,), (3, 2)), one("int64", "float32"))}
         more |= {"masks": ("any", (3, *sides), one("bool", "uint8"))} if masks else {}

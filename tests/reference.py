@@ -1,8 +1,9 @@
-"""MixUp and CutMix as references, written from the papers: plain NumPy, one record at a time."""
+"""The mixed batch as a reference, written from the contract: plain NumPy, one record at a time."""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,24 +14,35 @@ import numpy as np
 import grain_mix as gm
 
 
-def partner_of(i: int, batch_size: int) -> int:
-    if i % 2 == 1:
-        return i - 1
-    if i + 1 < batch_size:
-        return i + 1
-    return max(i - 1, 0)
+def group_of(i: int, size: int, k: int) -> list[int]:
+    """The positions of a record's sources: itself, and those that follow it in its group of k."""
+    if size < k:
+        return [i] * k
+    start = min(i - i % k, size - k)  # what remains takes the last k records
+    return [start + (i - start + r) % k for r in range(k)]
+
+
+def partner_of(i: int, size: int) -> int:
+    return group_of(i, size, 2)[1]
 
 
 def mixup_one(x: np.ndarray, y: np.ndarray, lam: Any) -> np.ndarray:
-    """λ·x + (1-λ)·y; integers are rounded to nearest, halves up. λ may be an array."""
-    if np.issubdtype(x.dtype, np.integer):
-        # 2²⁴·λ is a whole number, so Python's integers give the exact value before rounding.
-        weight = np.rint(np.float64(lam) * 2**24).astype(np.int64).astype(object)
-        scaled = weight * x.astype(object) + (2**24 - weight) * y.astype(object)
-        return np.asarray((scaled + 2**23) // 2**24, object).astype(x.dtype)
+    """λ·x + (1-λ)·y; for integers λ in units of 2⁻²⁴. It may be an array."""
     lam = np.float64(lam)
-    mixed = lam * x.astype(np.float64) + (1 - lam) * y.astype(np.float64)
-    return mixed.astype(x.dtype)
+    lam = np.rint(lam * 2**24) / 2**24 if np.issubdtype(x.dtype, np.integer) else lam
+    return mean_of([x, y], [lam, 1 - lam])
+
+
+def mean_of(xs: Sequence[np.ndarray], weights: Sequence[Any]) -> np.ndarray:
+    """Σ w·x over those that weigh more than 0; integers are rounded to nearest, halves up."""
+    weights = [np.float64(w) for w in weights]
+    with np.errstate(all="ignore"):
+        if np.issubdtype(xs[0].dtype, np.integer):  # 2²⁴·w are whole numbers, so int64 is exact
+            pairs = zip(xs, weights, strict=True)
+            total = sum(np.rint(w * 2**24).astype(int) * x.astype(int) for x, w in pairs)
+            return np.asarray((total + 2**23) >> 24).astype(xs[0].dtype)
+        shown = [np.where(w > 0, w * np.float64(x), 0) for x, w in zip(xs, weights, strict=True)]
+        return np.asarray(sum(shown)).astype(xs[0].dtype)
 
 
 def cutmix_one(x: np.ndarray, y: np.ndarray, box: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -52,97 +64,141 @@ def aligned(x: np.ndarray) -> np.ndarray:
     return out
 
 
-# --- one record and its partner, by what was drawn -----------------------------------------------
+# --- one record and its sources, by what was drawn -----------------------------------------------
 
 Arrays = dict[str, np.ndarray]  # of one record; for a target, its own field is called ""
 
 
 @dataclasses.dataclass(frozen=True)
 class One:
-    """What was drawn for one record.
+    """What was drawn for one record of k sources.
 
     Attributes:
-        lam: the record's own weight in its label.
-        outside: the weight of the own pixels that no box covers.
-        inside: `bool [*lengths]`, where the partner's pixels are pasted.
-        weights: `float [*lengths]`, of the own pixels.
+        shares: `float32 [k]`, the weights of the sources in a label.
+        outside_box: `float32 [k]`, those of the pixels that no box covers.
+        weights: `float32 [k, *lengths]`, those of each pixel of the mixed image.
+        shift: `int [k, n]`, how far each source is moved.
         axes: of the lengths, in the image `[B, ...]`.
         parts: whether pixels may differ in their weights.
         blends: whether the transform may blend.
         by_map: whether it has a map of weights.
     """
 
-    lam: np.float32
-    outside: np.float32
-    inside: np.ndarray
+    shares: np.ndarray
+    outside_box: np.ndarray
     weights: np.ndarray
+    shift: np.ndarray
     axes: tuple[int, ...]
     parts: bool
     blends: bool
     by_map: bool
 
     @property
+    def outside(self) -> np.float32:
+        """The own weight of the pixels that no box covers."""
+        return self.outside_box[0]
+
+    @property
+    def inside(self) -> np.ndarray:
+        """`bool [*lengths]`, where the partner's box is."""
+        return self.weights[1] != self.outside_box[1]
+
+    @property
     def upright(self) -> np.ndarray:
         """`inside` with rows first, whatever the order of the axes."""
         return self.inside.transpose(np.argsort(self.axes))
 
-    def over(self, positions: np.ndarray, x: np.ndarray, axes: Any = None) -> np.ndarray:
-        """What each position has, in a shape that broadcasts over one record's field."""
-        if not self.parts:
-            return positions.reshape(-1)[0]
+    def axes_in(self, x: np.ndarray, axes: Any) -> list[int]:
+        """Those of one record's field, counted without the batch."""
         if axes is None:  # the image's own, or all that there are
             axes = np.argsort(np.argsort(self.axes)) + 1 if x.ndim == len(self.axes) else self.axes
-        axes = [axis % (x.ndim + 1) for axis in axes]
+        return [int(axis % (x.ndim + 1)) - 1 for axis in axes]
+
+    def over(self, x: np.ndarray, axes: Any = None) -> list[np.ndarray]:
+        """The weights of the sources, each in a shape that broadcasts over a field."""
+        if not self.parts:
+            return list(self.shares)
+        axes = self.axes_in(x, axes)
         shape = [1] * x.ndim
-        for axis, length in zip(axes, positions.shape, strict=True):
-            shape[axis - 1] = length
-        return positions.transpose(np.argsort(axes)).reshape(shape)
+        for axis, length in zip(axes, self.weights.shape[1:], strict=True):
+            shape[axis] = length
+        return [weights.transpose(np.argsort(axes)).reshape(shape) for weights in self.weights]
+
+    def moved(self, x: np.ndarray, r: int, axes: Any = None) -> np.ndarray:
+        """A field of source r where it is shown; zeros beyond its end."""
+        if not self.shift.any():
+            return x
+        out, to, of = np.zeros_like(x), [slice(None)] * x.ndim, [slice(None)] * x.ndim
+        for axis, by in zip(self.axes_in(x, axes), self.shift[r], strict=True):
+            to[axis] = slice(max(by, 0), x.shape[axis] + min(by, 0))
+            of[axis] = slice(max(-by, 0), x.shape[axis] - max(by, 0))
+        out[tuple(to)] = x[tuple(of)]
+        return out
 
 
 def ones(transform: Any, draw: gm.Draw, shape: tuple[int, ...]) -> list[One]:
     """What was drawn for each record of images of this shape."""
-    cls, parts = type(transform), draw.box is not None or draw.weights is not None
+    parts = not isinstance(transform, gm.MixUpBatch)
+    blends = isinstance(transform, gm.MixUpBatch | gm.MixBatch)
     axes: tuple[int, ...] = ()
     if parts or any(kind.positions for kind in targets_of(transform).values()):
         axes = tuple(axis % len(shape) for axis in transform.spatial_axes or (1, 2))
     lengths = tuple(shape[axis] for axis in axes)
     found = []
-    for i in range(shape[0]):
-        outside = np.float32(outside_of(draw, i))
-        inside = np.zeros(lengths, bool)
+    for i, shares in enumerate(np.float32(draw.shares)):
+        k, shift = len(shares), np.zeros((len(shares), len(axes)), int)
+        is_cut = draw.box is not None and (draw.box[i, :, 0] < draw.box[i, :, 1]).all()
+        is_blend = draw.weights is None and draw.tiles is None and not is_cut
+        outside = shares if is_blend else np.eye(k, dtype=np.float32)[0]
+        weights = np.broadcast_to(outside.reshape(k, *[1] * len(axes)), (k, *lengths)).copy()
         if draw.box is not None:
-            inside[tuple(slice(int(start), int(stop)) for start, stop in draw.box[i])] = True
-        weights = np.where(inside, np.float32(0), outside)
-        if draw.weights is not None:
-            weights = np.float32(draw.weights[i])
-            inside = weights == 0
-        blends = cls in (gm.MixUpBatch, gm.MixBatch)
-        lam, by_map = np.float32(draw.lam[i]), draw.weights is not None
-        found.append(One(lam, outside, inside, weights, axes, parts, blends, by_map))
+            for r, weight in enumerate([0, 1]):
+                weights[r, *window(draw.box[i])] = weight
+        elif draw.weights is not None:
+            weights = np.stack([np.float32(draw.weights[i]), 1 - np.float32(draw.weights[i])])
+        elif draw.tiles is not None:
+            shift, weights = draw.shift[i], np.zeros_like(weights)
+            for r in range(k):
+                weights[r, *window(draw.tiles[i, r])] = 1
+            check_mosaic(draw.tiles[i], shift, lengths, transform.split)
+        by_map = draw.weights is not None
+        found.append(One(shares, outside, weights, shift, axes, parts, blends, by_map))
     return found
 
 
-def outside_of(draw: gm.Draw, i: int) -> Any:
-    """The weight of the own pixels that no box covers: 1 where a box is cut, else λ."""
-    if draw.weights is not None:
-        return 1
-    if draw.box is not None and (draw.box[i, :, 0] < draw.box[i, :, 1]).all():
-        return 1
-    return draw.lam[i]
+def window(box: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(int(start), int(stop)) for start, stop in box)
 
 
-def pair(weight: np.float32) -> np.ndarray:
-    """The weights of both."""
-    return np.stack([weight, np.float32(1) - weight])
+def check_mosaic(tiles: Any, shift: Any, lengths: Any, split: tuple[float, float]) -> None:
+    """All images meet in the centre, with the corners that lie there."""
+    if (tiles == [[[0, length] for length in lengths], *[[[0, 0]] * 2] * 3]).all():
+        assert (shift == 0).all()  # not mixed
+        return
+    centre = shift.max(0)
+    for length, at in zip(lengths, centre, strict=True):
+        low, high = (round(bound * length, 6) for bound in split)
+        assert math.ceil(low) <= at <= max(math.floor(high), math.ceil(low))
+    own = 2 * (shift[0] == centre)[0] + (shift[0] == centre)[1]
+    for r in range(4):
+        is_far = np.array([(own ^ r) >> 1, (own ^ r) & 1]) == 1
+        np.testing.assert_array_equal(shift[r], np.where(is_far, centre, centre - lengths))
+        ends = np.where(is_far, centre, 0), np.where(is_far, lengths, centre)
+        np.testing.assert_array_equal(tiles[r].T, ends)
 
 
-def check_lam(one: One) -> None:
-    """The label's weight is the mean of the pixels' weights."""
-    w = one.weights
-    assert 0 <= one.lam <= 1
-    exact = np.float32(w.mean(dtype=np.float64)) if w.min() < w.max() else w.reshape(-1)[0]
-    error = 0 if set(np.unique(w)) <= {0, 1} or not one.parts else 1e-6
-    assert abs(np.float64(one.lam) - np.float64(exact)) <= error
+def check_shares(one: One) -> None:
+    """The label's weights are the means of the pixels' weights."""
+    k, weights = len(one.shares), np.float64(one.weights).reshape(len(one.shares), -1)
+    np.testing.assert_array_equal(weights.sum(0), 1)
+    assert (weights >= 0).all()
+    rounding = 1e-6 if one.by_map and not set(np.unique(weights)) <= {0, 1} else 0
+    exact = np.float32(weights.mean(1))
+    if k == 2:
+        exact[1] = 1 - one.shares[0]
+    np.testing.assert_allclose(one.shares, exact, rtol=0, atol=rounding)
+    if one.blends:
+        np.testing.assert_array_equal(np.float64(one.outside_box) * 2**24 % 1, 0)
 
 
 def check_same(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -154,67 +210,70 @@ def check_same(actual: np.ndarray, expected: np.ndarray) -> None:
     assert actual.tobytes() == expected.astype(actual.dtype).tobytes()
 
 
-def check_positions(own: np.ndarray, other: np.ndarray, mixed: np.ndarray, weights: Any) -> None:
-    """Each value is the own one, the partner's or the blend, as its weight says."""
-    assert (mixed.shape, mixed.dtype) == (own.shape, own.dtype)
-    weights = np.broadcast_to(weights, own.shape)
-    copied = (weights == 0) | (weights == 1)
+def check_mean(xs: Sequence[np.ndarray], mixed: np.ndarray, weights: Sequence[Any]) -> None:
+    """Each value is that of the one source that is shown, or the mean, as the weights say."""
+    assert (mixed.shape, mixed.dtype) == (xs[0].shape, xs[0].dtype)
+    w = np.stack([np.broadcast_to(weight, mixed.shape) for weight in weights])
+    copied = w.max(0) == 1
     # Bit for bit, where the formula's 0·NaN and 0·∞ would be NaN.
-    assert mixed[copied].tobytes() == np.where(weights == 1, own, other)[copied].tobytes()
-    own, other, mixed, weights = (z[~copied] for z in (own, other, mixed, weights))
-    if copied.all():
+    assert mixed[copied].tobytes() == np.select(list(w == 1), list(xs), xs[0])[copied].tobytes()
+    mixed, w, expected = mixed[~copied], w[:, ~copied], mean_of(xs, list(w))[~copied]
+    if mixed.dtype.kind in "iu" or copied.all():
+        np.testing.assert_array_equal(mixed, expected)
         return
+    x, y, expected = (np.float64(z) for z in ([x[~copied] for x in xs], mixed, expected))
+    eps = float(ml_dtypes.finfo(mixed.dtype).eps)
     with np.errstate(all="ignore"):
-        expected = mixup_one(own, other, weights)
-        if own.dtype.kind in "iu":
-            np.testing.assert_array_equal(mixed, expected)
-            return
-        a, b, y, expected = (z.astype(np.float64) for z in (own, other, mixed, expected))
-        eps = float(ml_dtypes.finfo(own.dtype).eps)
-        slack = 4 * eps * np.maximum(np.abs(a), np.abs(b)) + 1e-7
+        slack = 2 * len(xs) * eps * np.where(w > 0, np.abs(x), 0).max(0) + 1e-7
         close = np.abs(y - expected) <= slack
-        between = (np.minimum(a, b) - slack <= y) & (y <= np.maximum(a, b) + slack)
-    finite = np.isfinite(a) & np.isfinite(b)
-    assert (np.isfinite(y) & close & between)[finite].all()
-    assert (np.isnan(y) == np.isnan(expected))[~finite].all()
+        low, high = (np.where(w > 0, x, end) for end in (np.inf, -np.inf))
+        between = (low.min(0) - slack <= y) & (y <= high.max(0) + slack)
+    finite = np.isfinite(np.where(w > 0, x, 0)).all(0)
+    assert (close & between)[finite].all()
+    np.testing.assert_array_equal(y[~finite], expected[~finite])
 
 
-def check_mean(own: Any, other: Any, mixed: np.ndarray, one: One, smoothing: float, k: int) -> None:
-    """The label's mean, smoothed over k classes."""
-    own, other = np.asarray(own, np.float32), np.asarray(other, np.float32)
+def check_label(
+    xs: Sequence[Any], mixed: np.ndarray, shares: np.ndarray, smoothing: float, classes: int
+) -> None:
+    """The label's mean, smoothed over the classes."""
+    xs = [np.asarray(x, np.float32) for x in xs]
     if not smoothing:
-        check_positions(own, other, mixed, one.lam)
+        check_mean(xs, mixed, shares)
         return
+    assert (mixed.shape, mixed.dtype) == (xs[0].shape, np.float32)
     with np.errstate(all="ignore"):
-        expected = one.lam * own.astype(np.float64) + (1 - np.float64(one.lam)) * other
-    expected = np.where(one.lam == 1, own, np.where(one.lam == 0, other, expected))
-    expected = expected * (1 - smoothing) + smoothing / k
-    assert (mixed.shape, mixed.dtype) == (own.shape, np.float32)
-    finite = np.isfinite(expected)
-    assert (np.isfinite(mixed) == finite).all()
-    np.testing.assert_allclose(mixed[finite], expected[finite], rtol=1e-6, atol=1e-6)
+        expected = mean_of([np.float64(x) for x in xs], shares)
+        expected = expected * (1 - smoothing) + smoothing / classes
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6, atol=1e-6)
 
 
-def check_label_map(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
-    """Cut where the image is cut; where it may be blended, beside the partner's."""
-    expected = np.where(one.over(one.inside, own[""], target.axes), other[""], own[""])
+def check_label_map(target: Any, sources: list[Arrays], mixed: Arrays, one: One) -> None:
+    """Cut where the image is cut; where it may be blended, beside those of the other sources."""
+    xs = [one.moved(source[""], r, target.axes) for r, source in enumerate(sources)]
+    weights = zip(one.over(xs[0], target.axes), one.outside_box, strict=True)
+    shown = [np.broadcast_to((w == 1) & (w != outside), xs[0].shape) for w, outside in weights]
+    expected = np.select(shown[1:], xs[1:], xs[0])
     if one.blends:
-        expected = np.stack([expected, other[""]])
-        check_same(mixed["_weight"], pair(one.outside))
+        expected = np.stack([expected, *xs[1:]])
+        check_same(mixed["_weight"], one.outside_box)
     check_same(mixed[""], expected)
 
 
-def check_points(own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
-    """Both records' points, which weigh as the pixels under them."""
-    last = np.array(one.weights.shape) - 1
-    for k, side in enumerate((own, other)):
-        at = np.floor(side[""].astype(np.float64))
-        weights = one.weights[tuple(np.clip(at, 0, last).astype(int).T)]
-        beyond = ((at < 0) | (at > last)).any(-1) & (not one.by_map)  # in no box
-        weights = np.where(beyond, one.outside, weights)
-        check_same(mixed["_weight"][k], weights if k == 0 else np.float32(1) - weights)
-    for name in own:
-        check_same(mixed[name], np.stack([own[name], other[name]]))
+def check_points(sources: list[Arrays], mixed: Arrays, one: One) -> None:
+    """The points of all sources, where they lie now, which weigh as the pixels under them."""
+    last = np.array(one.weights.shape[1:]) - 1
+    for r, source in enumerate(sources):
+        points = source[""].astype(np.float32) + np.float32(one.shift[r])
+        check_same(mixed[""][r], points)
+        at = np.floor(points.astype(np.float64))
+        weights = one.weights[r][tuple(np.clip(at, 0, last).astype(int).T)]
+        if not one.by_map and not one.shift.any():  # under maps and mosaics the nearest pixel's
+            beyond = ((at < 0) | (at > last)).any(-1)
+            weights = np.where(beyond, one.outside_box[r], weights)
+        check_same(mixed["_weight"][r], weights)
+    for name in sources[0].keys() - {""}:
+        check_same(mixed[name], np.stack([source[name] for source in sources]))
 
 
 # --- boxes, by counting halves of pixels ----------------------------------------------------------
@@ -263,28 +322,13 @@ def shifted(x: np.ndarray, shift: Any) -> np.ndarray:
     return moved
 
 
-def check_boxes(target: Any, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
-    """Boxes of a pair."""
-    shown, weights = [~one.upright, one.upright], [np.float32(1)] * 2
-    if not one.by_map and not one.inside.any():  # a blend
-        shown, weights = [np.ones_like(one.upright)] * 2, list(pair(one.outside))
-    check_objects(target, [own, other], mixed, shown, weights, [(0, 0)] * 2, one.by_map)
-
-
-def check_objects(
-    target: Any,
-    sources: list[Arrays],
-    mixed: Arrays,
-    shown: list[np.ndarray],
-    weights: list[np.float32],
-    shifts: list[tuple[int, int]],
-    by_map: bool = False,
-) -> None:
-    """What is visible of each object, counted in halves of pixels, on which all boxes must end.
-
-    Of each source, `shown` says where in the mixed image it is, `bool [H, W]` with rows first; then
-    come its weight there, and by how many rows and columns it is moved.
-    """
+def check_boxes(target: Any, sources: list[Arrays], mixed: Arrays, one: One) -> None:
+    """What is visible of each object, counted in halves of pixels, on which all boxes must end."""
+    # Of each source: where in the mixed image it is, with rows first, its weight there, its shift.
+    rows_first, by_map = np.argsort(one.axes), one.by_map
+    shown = [(weight > 0).transpose(rows_first) for weight in one.weights]
+    weights = [weight.max() for weight in one.weights]
+    shifts = [shift[rows_first] for shift in one.shift]
     sides, count = shown[0].shape, len(sources[0][""])
     assert mixed[""].shape == (len(sources) * count, 4)
     assert mixed["_weight"].dtype == np.float32
@@ -347,48 +391,65 @@ def check_objects(
 
 def check_mixed(transform: Any, batch: Mapping[Any, Any], out: Any, key: Any = None) -> set[str]:
     """Compares what came out, record by record; returns the names of what was mixed."""
-    targets, brings = targets_of(transform), transform.partner_key is not None
+    targets = targets_of(transform)
     keys = transform.image_key if isinstance(transform.image_key, tuple) else ("image",)
-    image = np.asarray(batch[keys[0]])
+    brought = (
+        transform.partner_key
+        if isinstance(transform.partner_key, tuple | None)
+        else (transform.partner_key,)
+    )
+    used = {*keys, *targets, *(name for kind in targets.values() for name in kind.reads)}
+    reads = getattr(transform, "reads", ())
+    own = {name: np.asarray(batch[name]) for name in used | {*reads}}
+    image = own[keys[0]]
     size = len(image)
-    partner = [partner_of(i, size) for i in range(size)]
-    names = {*keys, *targets, *(name for kind in targets.values() for name in kind.reads)}
-    own = {name: np.asarray(batch[name]) for name in names}
-    others = {
-        name: np.asarray(batch["other"][name]) if brings else own[name][partner] for name in names
-    }
+    valid = np.asarray(batch["valid"]) if transform.valid_key else np.ones(size, bool)
+    seeds = np.asarray(batch["mix_seed"] if key is None else hashed(key, size))
+    k = sources_of(transform)
+    groups = np.array([group_of(i, size, k) for i in range(size)])
+    real = valid[groups].all(1)
+    sources = [{name: x[groups[:, r]] for name, x in own.items()} for r in range(k)]
+    fields = {name: own[name] for name in reads}
+    if brought:
+        others = [batch[above] for above in brought]
+        sources = [own, *({name: np.asarray(each[name]) for name in own} for each in others)]
+        valid = real = np.all([valid, *(each.get("valid", valid) for each in others)], axis=0)
+        for above, each in zip(brought, others, strict=True):
+            fields |= {f"{above}/{name}": each[name] for name in reads}
     mixed = {
         name: np.asarray(x) for name, x in out.items() if isinstance(x, np.ndarray | jax.Array)
     }
     added = {f"{name}_weight" for name, kind in targets.items() if kind.adds}
     if not isinstance(transform, gm.MixUpBatch | gm.MixBatch):
         added -= {f"{name}_weight" for name, kind in targets.items() if type(kind) is gm.LabelMap}
-    assert set(out) == (set(batch) - {"mix_seed", "other"}) | added
-    for name in set(batch) - names - {"mix_seed", "other"}:
+    dropped = {"mix_seed", *(brought or ())}
+    assert set(out) == (set(batch) - dropped) | added
+    for name in set(batch) - used - dropped:
         check_passed(transform, batch[name], out[name])
 
-    valid = np.asarray(batch["valid"]) if transform.valid_key else np.ones(size, bool)
-    real = valid & valid[partner]
-    if brings:
-        valid = real = valid & batch["other"].get("valid", True)
-    numbers = np.arange(size, dtype=np.uint32)
-    seeds = np.asarray(batch["mix_seed"] if key is None else hashed(key, numbers))
-    draw = jax.device_get(transform.draw(seeds, image.shape, valid))
+    options = {"fields": fields} if fields else {}
+    draw = jax.device_get(transform.draw(seeds, image.shape, valid, **options))
+    assert (draw.sources is None) if brought else (draw.sources == groups).all()
     for i, one in enumerate(ones(transform, draw, image.shape)):
-        check_lam(one)
-        if not real[i] or transform.prob == 0 or (size == 1 and not brings):
-            assert (one.weights == 1).all()
-        a, b, y = ({name: x[i, ...] for name, x in side.items()} for side in (own, others, mixed))
+        *each, y = ({name: x[i, ...] for name, x in side.items()} for side in (*sources, mixed))
+        check_shares(one)
+        if not real[i] or transform.prob == 0 or (size < k and not brought):
+            assert (one.weights[0] == 1).all()
+        elif reads and transform.prob == 1 and transform.mode == "elem":  # and draws nothing
+            lengths = one.weights.shape[1:]
+            check_same(draw.weights[i], transform.weight_map(None, None, lengths, *each))
         for name in keys:
             with named(name, i):
-                check_positions(a[name], b[name], y[name], one.over(one.weights, a[name]))
+                xs = [one.moved(x[name], r) for r, x in enumerate(each)]
+                check_mean(xs, y[name], one.over(xs[0]))
         for name, kind in targets.items():
-            sides = [{"": x[name], **{other: x[other] for other in kind.reads}} for x in (a, b)]
-            came = {"": y[name], **{other: y[other] for other in kind.reads}}
-            came["_weight"] = y.get(f"{name}_weight")
+            of_kind = [
+                {"": x[name], **{other: x[other] for other in kind.reads}} for x in (*each, y)
+            ]
+            of_kind[-1]["_weight"] = y.get(f"{name}_weight")
             with named(name, i):
-                check_target(kind, *sides, came, one)
-    return names | added
+                check_target(kind, of_kind[:-1], of_kind[-1], one)
+    return used | added
 
 
 @contextlib.contextmanager
@@ -401,15 +462,19 @@ def named(name: str, record: int) -> Iterator[None]:
         raise
 
 
-@jax.jit
-def hashed(key: jax.Array, positions: jax.Array) -> jax.Array:
+def hashed(key: jax.Array, size: int) -> np.ndarray:
     """Each position's hash, after that of the key's own words."""
     start = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
     words = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
     for word in words:
         start = jax.random.fold_in(start, word)
-    each = jax.vmap(jax.random.fold_in, (None, 0))(start, positions)
-    return jax.random.key_data(each)[:, 0]
+    each = jax.vmap(jax.random.fold_in, (None, 0))(start, np.arange(size, dtype=np.uint32))
+    return np.asarray(jax.random.key_data(each)[:, 0])
+
+
+def sources_of(transform: Any) -> int:
+    """How many sources a record has."""
+    return 4 if isinstance(transform, gm.MosaicBatch) else getattr(transform, "sources", 2)
 
 
 def targets_of(transform: Any) -> Mapping[str, gm.Target]:
@@ -432,30 +497,30 @@ def check_passed(transform: Any, before: Any, after: Any) -> None:
         assert after is before
 
 
-def check_target(kind: gm.Target, own: Arrays, other: Arrays, mixed: Arrays, one: One) -> None:
-    a, b, y = own[""], other[""], mixed[""]
+def check_target(kind: gm.Target, sources: list[Arrays], mixed: Arrays, one: One) -> None:
+    xs, y = [source[""] for source in sources], mixed[""]
     match kind:
         case gm.OneHot():
-            a, b = (np.eye(kind.num_classes)[x.reshape(()).astype(int)] for x in (a, b))
-            check_mean(a, b, y, one, kind.smoothing, kind.num_classes)
+            hot = [np.eye(kind.num_classes)[x.reshape(()).astype(int)] for x in xs]
+            check_label(hot, y, one.shares, kind.smoothing, kind.num_classes)
         case gm.MultiHot(union=True):
-            a, b = (x.astype(np.float64) for x in (a, b))
-            union = np.maximum(a * (one.lam > 0), b * (one.lam < 1))
-            check_mean(union, union, y, one, kind.smoothing, 2)
+            union = np.max([np.float64(x) for x, w in zip(xs, one.shares, strict=True) if w > 0], 0)
+            check_label([union], y, np.ones(1), kind.smoothing, 2)
         case gm.MultiHot():
-            check_mean(a, b, y, one, kind.smoothing, 2)
+            check_label(xs, y, one.shares, kind.smoothing, 2)
         case gm.Soft():
-            check_mean(a, b, y, one, kind.smoothing, a.shape[-1] if a.ndim else 1)
+            check_label(xs, y, one.shares, kind.smoothing, y.shape[-1] if y.ndim else 1)
         case gm.Sparse() | gm.Stacked():
             if isinstance(kind, gm.Sparse):
-                a, b = (x.reshape(()).astype(np.int32) for x in (a, b))
-            check_same(y, np.stack([a, b]))
-            check_same(mixed["_weight"], pair(one.lam))
+                xs = [x.reshape(()).astype(np.int32) for x in xs]
+            check_same(y, np.stack(xs))
+            check_same(mixed["_weight"], one.shares)
         case gm.ValueMap():
-            check_positions(a, b, y, one.over(one.weights, a, kind.axes))
+            moved = [one.moved(x, r, kind.axes) for r, x in enumerate(xs)]
+            check_mean(moved, y, one.over(y, kind.axes))
         case gm.LabelMap():
-            check_label_map(kind, own, other, mixed, one)
+            check_label_map(kind, sources, mixed, one)
         case gm.Boxes():
-            check_boxes(kind, own, other, mixed, one)
+            check_boxes(kind, sources, mixed, one)
         case _:  # Points of `programs.py`
-            check_points(own, other, mixed, one)
+            check_points(sources, mixed, one)

@@ -86,32 +86,9 @@ def test_boxes_by_counting_pixels(
     batch["mask"] *= rng.random(batch["mask"].shape) < rng.choice([0, 0.02, 1], (size, N, 1, 1))
     more = {"prob": 0.8, "valid_key": "valid", "spatial_axes": axes}
     transform = transform_of(kind, box_format, "mask", MIN_VISIBLE, **more)
-    check = check_sources if kind in ("mosaic", "three") else reference.check_mixed
-    check(transform, batch, transform.map(batch))
+    reference.check_mixed(transform, batch, transform.map(batch))
     alone = {name: value[:1] for name, value in batch.items()}
-    check(transform, alone, transform.map(alone))
-
-
-def check_sources(transform: Any, batch: Any, mixed: Any) -> None:
-    """The boxes of more than two sources."""
-    shape = batch["image"].shape
-    draw = jax.device_get(transform.draw(batch["mix_seed"], shape, batch["valid"]))
-    order = np.argsort([axis % 4 for axis in transform.spatial_axes])
-    target = transform.targets["boxes"]
-    for i, weights in enumerate(draw.shares):
-        shown = np.ones((len(weights), H, W), bool)
-        shifts = np.zeros((len(weights), 2), int)
-        if draw.tiles is not None:
-            shown[:], shifts, weights = False, draw.shift[i][:, order], np.ones_like(weights)
-            for here, tile in zip(shown, draw.tiles[i], strict=True):
-                here[tuple(slice(*ends) for ends in tile[order])] = True
-            assert (shown.sum(0) == 1).all()
-        names = {"": "boxes", "class": "class", "mask": "mask"}
-        sources = [{n: batch[x][j] for n, x in names.items()} for j in draw.sources[i]]
-        came = {"": mixed["boxes"], "_weight": mixed["boxes_weight"], **mixed}
-        came = {name: came[name][i] for name in (*names, "_weight")}
-        with reference.named("boxes", i):
-            reference.check_objects(target, sources, came, shown, weights, shifts)
+    reference.check_mixed(transform, alone, transform.map(alone))
 
 
 @pytest.mark.parametrize("box_format", ["xyxy", "rel_xyxy", "rel_yxyx"])

@@ -24,7 +24,8 @@ import pytest
 import reference
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
-from programs import CLASSES, SETTINGS, Points, Program, batch_of, coins, fog, program
+from programs import CLASSES, ROADS, SETTINGS, Points, Program, batch_of, coins, fog, program
+from programs import LAWS as ALPHAS
 from test_settings import setting
 
 import grain_mix as gm
@@ -84,10 +85,13 @@ ANYTHING = st.sampled_from(NUMBERS + THINGS)
 
 
 GOOD: dict[str, Any] = {
-    "alpha": [0.2, 1, np.float32(0.4), gm.Beta(2, 8), gm.Uniform(0.2, 0.7)],
+    "alpha": ALPHAS,
     "law": [gm.Beta(2, 8), gm.Uniform(0, 1)],
     "low": [0, 0.2],
     "high": [0.3, 1],
+    "sources": [2, 3, np.int64(8)],
+    "split": [(0.25, 0.75), (0, 1), [0.5, 0.5]],
+    "reads": [(), ("height",), ["x", 0]],
     "mode": ["elem", "pair", "batch"],
     "prob": [1.0, 0.5, 0],
     "minmax": [None, (0.1, 0.6), [0, 1]],
@@ -293,8 +297,8 @@ def test_batches(data: st.DataObject) -> None:
     check_batch(it, batch, good, special)
 
 
-# Programs that have every class, kind, method and setting among them, with a warm cache of each.
-COVERING = [2016, 2101, 282, 71, 163, 0, 11, 18]
+# Programs that have every class, kind, road and setting among them, with a warm cache of each.
+COVERING = [319, 8, 462, 56, 65, 95, 237, 473]
 
 
 def test_programs_cover_all_kinds() -> None:
@@ -302,7 +306,8 @@ def test_programs_cover_all_kinds() -> None:
     kinds = {type(kind) for it in covering for kind in reference.targets_of(it.transform).values()}
     assert kinds == {*KINDS, Points}
     assert {type(it.transform) for it in covering} == {*CLASSES}
-    assert {it.method for it in covering} == {"map", "mix", "key", "sharded"}
+    assert {it.road for it in covering} == {"map", "sharded", *ROADS}
+    assert {it.key is None for it in covering} == {True, False}
     assert {it.setting for it in covering} == {*SETTINGS}
 
 
@@ -325,9 +330,11 @@ def test_programs(index: int, rng: np.random.Generator) -> None:
 
 def nested(fields: Mapping[Any, Any]) -> dict[Any, Any]:
     """The batch of these fields; `"other/label"` is `"label"` of the partner."""
-    other = {name[6:]: x for name, x in fields.items() if name.startswith("other/")}
-    batch = {name: x for name, x in fields.items() if not name.startswith("other/")}
-    return batch | ({"other": other} if other else {})
+    batch: dict[Any, Any] = {}
+    for name, x in fields.items():
+        above, slash, below = name.partition("/")
+        (batch.setdefault(above, {}) if slash else batch)[below or above] = x
+    return batch
 
 
 def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -346,14 +353,19 @@ def check_batch(it: Program, batch: Any, good: bool, special: bool) -> Any:
     if out is None:
         return None
     used = reference.check_mixed(it.transform, batch, out, it.key)
+    if good and it.road in ROADS:  # each road gives the same bits as `map`
+        keyed = {} if it.key is None else {"mix_seed": reference.hashed(it.key, it.size)}
+        mapped = it.transform.map(batch | keyed)
+        for name in used:
+            reference.check_same(np.asarray(out[name]), np.asarray(mapped[name]))
     # With NaN among the pixels, a user's own `jit` stops where `debug_nans` says so.
-    if good and not (special and it.method in ("mix", "key") and it.setting == "debug_nans"):
+    if good and not (special and it.road in ROADS and it.setting == "debug_nans"):
         with setting(it.setting):
             again = it.run(batch, compiled=True)
         for name in out:
             reference.check_same(np.asarray(out[name]), np.asarray(again[name]))
     # What came out is not the memory that came in, which may be used again for the next batch.
-    names = [name for name in out if it.method == "sharded" or name in used]
+    names = [name for name in out if it.road == "sharded" or name in used]
     kept = {name: np.array(out[name]) for name in names}
     saved = [(x, x.copy()) for _, x in leaves(batch) if is_writeable(x)]
     for value, _ in saved:
