@@ -31,11 +31,14 @@ def boxes_in(
 ) -> dict[str, Any]:
     """Images with these boxes, or with random ones of this format."""
     if isinstance(boxes, str):
+        box_format = boxes
         dtype = dtype or ("float32" if "rel" in boxes or "center" in boxes else "int32")
         corners = reference.corners_of(values(rng, "xyxy", (size, H, W), dtype), "xyxy", (H, W))
         if "float" in dtype:  # half a pixel outside: of a whole one, fractions may be rounded up
             corners = corners.clip(-0.5, np.array([H, W]) + 0.5)
         boxes = reference.boxes_of(corners, boxes, (H, W)).astype(jnp.dtype(dtype))
+        if "xywh" in box_format and dtype != "uint8":  # padding too
+            boxes[rng.random(size) < 0.2, 2, 2] *= -1
     fields = {
         "image": ("any", (H, W, 3), "uint8"),
         "class": ("any", (N,), "int32"),

@@ -198,14 +198,14 @@ class Boxes(Target):
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """Own boxes, then those of the other sources, with what is visible of each."""
-        size, moved = self._size(space), None
         mixed = [{name: x.value for name, x in source.items()} for source in sources]
         if self.masks is not None and draw.tiles is not None:
             # A pixel shows one source, so all that is shown of their masks fits into one.
             weights = Weights(tiles=draw.tiles, shift=draw.shift)
             axes = self.axes_like_image(self.masks, 4, space.axes)
             moved = blend([source[self.masks] for source in sources], weights, axes)
-        draw = _rows_first(draw, space.axes)
+            mixed = [fields | {self.masks: moved} for fields in mixed]
+        draw, size = _rows_first(draw, space.axes), self._size(space)
         for r, fields in enumerate(mixed):
             boxes, shown = fields[""], _shown(draw, r, size)
             pixels = boxes.astype(jnp.float32) * self._scale(size)
@@ -213,12 +213,10 @@ class Boxes(Target):
             inside = _clipped(before, np.float32(0), np.array(size, np.float32).reshape(1, 1, 2))
             low, high, visible, area = (*shown.part(inside), _area(*inside))
             if self.masks is not None:
-                masks = fields[self.masks]
+                masks, pixels = fields[self.masks], shown.pixels(size)
+                fields[self.masks] = jnp.where(pixels, masks, jnp.zeros((), masks.dtype))
                 if draw.weights is not None:
-                    low, high, visible, area = _of_masks(inside, masks != 0, shown.pixels(size))
-                masks = masks if moved is None else moved
-                none = jnp.zeros((), masks.dtype)
-                fields[self.masks] = jnp.where(shown.pixels(size), masks, none)
+                    low, high, visible, area = _of_masks(inside, masks.astype(jnp.bool_), pixels)
             is_real = area > 0
             # Compilers may know the area, but then not what is visible of it.
             fraction = visible / (jnp.where(is_real, area, np.float32(1)) * hidden_one(visible))
@@ -257,16 +255,13 @@ class Boxes(Target):
     ) -> jax.Array:
         """Boxes in the format that came in; a number that does not change keeps its bits."""
         name, (low, high) = self.format.removeprefix("rel_"), after
-        stays = jnp.asarray(shift == 0)
-        first, second = low + shift, high + shift
-        first_same, second_same = (x == y for x, y in zip(before, after, strict=True))
-        both = first_same & second_same
-        first_same, second_same = first_same & stays, second_same & stays
-        if name == "xywh":
-            second, second_same = high - low, both
-        elif name == "center_xywh":
-            first, first_same = (low + high) / 2 + shift, both & stays
-            second, second_same = high - low, both
+        first, second, stays = low + shift, high + shift, shift == 0
+        low_same, high_same = (x == y for x, y in zip(before, after, strict=True))
+        first_same, second_same = low_same & stays, high_same & stays
+        if "xywh" in name:
+            second, second_same = high - low, low_same & high_same
+        if name == "center_xywh":
+            first, first_same = (low + high) / 2 + shift, second_same & stays
         if name != "yxyx":
             first, second, first_same, second_same = (
                 x[..., ::-1] for x in (first, second, first_same, second_same)
@@ -317,7 +312,7 @@ class Shown(NamedTuple):
             return low, high, _area(low, high)
         return _without((low, high), _ends(self.outside))
 
-    def pixels(self, size: tuple[int, ...]) -> jax.Array:
+    def pixels(self, size: tuple[int, ...]) -> Any:
         """`bool [B, 1, H, W]`."""
         if self.map is not None:
             pixels: jax.Array = self.map[:, None]
@@ -361,7 +356,7 @@ def _ends(rectangle: Any) -> Corners:
     return tuple(rectangle[:, None, :, side].astype(jnp.float32) for side in (0, 1))
 
 
-def _within(rectangle: Any, size: tuple[int, ...]) -> jax.Array:
+def _within(rectangle: Any, size: tuple[int, ...]) -> Any:
     """`bool [B, 1, H, W]`: which pixels a rectangle has."""
     lines: list[jax.Array] = []
     for k, length in enumerate(size):
