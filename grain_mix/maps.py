@@ -48,7 +48,7 @@ Fields = Mapping[str, jax.Array]
 class _OfTwoAxes:
     """Maps that are made of λ and the key alone, over two axes."""
 
-    least: ClassVar[int] = 1  # pixels along each axis
+    uses_lam: ClassVar[bool] = True
 
     def check_fields(self, where: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
         """Two axes that are long enough."""

@@ -21,7 +21,6 @@ import grain
 import jax
 import numpy as np
 import pytest
-import weight_maps
 from common import Rng, assert_same, make_batch, run_python, slow
 
 import grain_mix as gm
@@ -32,7 +31,7 @@ TRANSFORMS = [
     gm.MixUpBatch(alpha=1.0, num_classes=SIZE),
     gm.CutMixBatch(num_classes=SIZE),
     gm.MixBatch(mixup_alpha=1.0, num_classes=SIZE),
-    gm.WeightMapMixBatch(functools.partial(weight_maps.patches, side=3), num_classes=SIZE),
+    gm.WeightMapMixBatch(gm.maps.Patches(3), num_classes=SIZE),
 ]
 MIX = TRANSFORMS[2]
 SEED, BATCH = gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""Mixing by a map of weights: `WeightMapMixBatch`, and the recipes of the examples."""
+"""Mixing by a map of weights: `WeightMapMixBatch`, maps that read fields, and `gm.maps`."""
 
 import dataclasses
 import functools
@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import weight_maps
-from common import assert_same, everywhere, make_batch, over
+from common import assert_same, data_loader, everywhere, make_batch, over, slow
 from jax.sharding import AxisType, PartitionSpec
 from programs import coins, fog, values
 
 import grain_mix as gm
-from grain_mix import _run
+from grain_mix import _run, maps
 
 Lengths = tuple[int, ...]
 KINDS = {"bool": coins, "float": fog}
@@ -121,7 +120,7 @@ def test_prob_valid_and_modes(kind: str, rng: np.random.Generator) -> None:
 # --- the same record, the same map ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [coins, weight_maps.fmix])
+@pytest.mark.parametrize("recipe", [coins, maps.FMix()])
 def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
     transform = gm.WeightMapMixBatch(recipe, label_key=None)
     seeds = rng.integers(2**32, size=32, dtype=np.uint32)
@@ -181,6 +180,26 @@ def test_known_maps() -> None:
     assert hashlib.sha256(packed).hexdigest()[:16] == "d6a5246a9f63047d"
     uniform = gm.MixUpBatch(alpha=1.0).draw(seeds, (1000, 5, 4, 3)).lam
     assert abs(float(np.corrcoef(draw.lam, uniform)[0, 1])) > 0.9  # the same λ
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "known"),
+    [
+        (maps.Patches(3), "67c6310964514deb"),
+        (maps.ClassMix("ids", ignore=3), "a352a6206767ba58"),
+        (maps.CopyPaste("masks", chance=0.3), "84a160c5cdaaaa5b"),
+        (maps.SaliencyMix("ids"), "8d6105feb61485d7"),
+    ],
+)
+def test_known_maps_to_import(weight_map: Any, known: str) -> None:
+    """Those that compute with whole numbers alone: the same on every platform, for ever."""
+    seeds, count = np.arange(100, dtype=np.uint32) * np.uint32(42949672), np.arange(100 * 54)
+    fields = {"ids": count.reshape(100, 9, 6) ** 2 % 257, "masks": count.reshape(100, 3, 9, 2) % 5}
+    fields["masks"] = fields["masks"].repeat(3, axis=3) == 1
+    read = {name: fields[name] for name in getattr(weight_map, "reads", ())}
+    draw = gm.WeightMapMixBatch(weight_map).draw(seeds, (100, 9, 6, 3), fields=read)
+    packed = np.packbits(np.asarray(draw.weights)).tobytes()
+    assert hashlib.sha256(packed).hexdigest()[:16] == known
 
 
 # --- values and errors ----------------------------------------------------------------------------
@@ -261,7 +280,7 @@ class Unhashable(Unchecked):
     [
         (0.5, r"weight_map=0\.5; expected a function; it takes \(key, lam, lengths\)"),
         (None, "weight_map=None; expected a function"),
-        (gm.MixUpBatch, "weight_map=<class.*; expected a function"),
+        (gm.maps.FMix, "weight_map=<class.*; expected a function; write FMix.*, with brackets"),
         (lambda key, lam: lam, r"weight_map\(key, lam\); expected a function of \(key, lam, len"),
         (Unhashable(), "no hash; expected one with a hash; pass a function, functools"),
         (AllEqual(), "a frozen dataclass, which cannot change; decorate class AllEqual"),
@@ -409,7 +428,314 @@ def test_specs(shape: tuple[Any, ...]) -> None:
     assert gm.WeightMapMixBatch(fog, num_classes=5).output_spec(spec)["image"].shape == shape
 
 
-# --- the recipes, against NumPy -------------------------------------------------------------------
+# --- maps that read fields ------------------------------------------------------------------------
+
+
+def by_seed(key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
+    return (jax.random.bits(key, lengths, "uint32") >> 8) < (lam * 2**24).astype("uint32")
+
+
+def by_fields(key: Any, lam: Any, lengths: Lengths, own: Any, partner: Any) -> jax.Array:
+    """Of fields of two shapes and of the image; numbers are whole, so a loop gives the same."""
+    gain = own["few"].sum() - partner["few"].sum()
+    swapped = own["scores"] + gain < partner["scores"] - own["image"][..., 0]
+    return by_seed(key, lam, lengths) ^ swapped
+
+
+READS = ("scores", "few", "image")
+
+
+def record_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
+    scores = rng.integers(-500, 500, (size, 9, 7), np.int32)
+    few = rng.integers(-50, 50, (size, 2), np.int8)
+    return make_batch(rng, size, (9, 7, 3), scores=scores, few=few)
+
+
+@pytest.mark.parametrize(
+    ("mode", "brings", "size"),
+    [
+        ("elem", True, 8),
+        ("batch", False, 8),
+        slow("elem", False, 8),
+        slow("pair", False, 8),
+        slow("batch", True, 8),
+    ],
+)
+def test_maps_that_read(mode: str, brings: bool, size: int, rng: np.random.Generator) -> None:
+    """λ and the key are of those who share a draw, and fields are each record's own."""
+    transform = by_map(by_fields, reads=READS, mode=mode, partner_key="other" if brings else None)
+    batch, others = record_of(rng, size), record_of(rng, size)
+    if brings:
+        batch["other"] = {name: x for name, x in others.items() if name != "mix_seed"}
+    mixed = everywhere(transform, batch)
+    seeds, shape = batch["mix_seed"], batch["image"].shape
+    fields = {name: batch[name] for name in READS}
+    fields |= {f"other/{name}": others[name] for name in READS if brings}
+    weights = np.asarray(transform.draw(seeds, shape, fields=fields).weights)
+    shared = np.asarray(by_map(by_seed, mode=mode).draw(seeds, shape).weights)
+    for i in range(size):
+        a = {name: x[i] for name, x in batch.items() if name != "other"}
+        b = {name: others[name][i] if brings else batch[name][i ^ 1] for name in a}
+        image, kept = a["image"].copy(), 0
+        gain = int(a["few"].astype(int).sum()) - int(b["few"].astype(int).sum())
+        for y, x in np.ndindex(9, 7):
+            swapped = a["scores"][y, x] + gain < b["scores"][y, x] - int(a["image"][y, x, 0])
+            own = bool(shared[i, y, x]) != bool(swapped)
+            assert bool(weights[i, y, x]) == own
+            kept += own
+            if not own:
+                image[y, x] = b["image"][y, x]
+        np.testing.assert_array_equal(mixed["image"][i], image)
+        label = np.zeros(10, np.float32)
+        label[a["label"]] = np.float32(kept) / np.float32(63)
+        label[b["label"]] += 1 - np.float32(kept) / np.float32(63)
+        np.testing.assert_allclose(mixed["label"][i], label, rtol=0, atol=1e-7)
+    assert mixed.keys() == {"image", "label", "scores", "few"}
+    for name in ("scores", "few"):  # nothing mixes these
+        assert mixed[name] is batch[name]
+
+
+def masks_of(rng: np.random.Generator, shape: Lengths) -> np.ndarray:
+    """`[*shape]`: rectangles, of which the last in a record are often padding."""
+    masks = np.zeros(shape, np.uint8)
+    for each in masks.reshape(-1, *shape[-2:]):
+        (top, bottom), (left, right) = (np.sort(rng.integers(0, n + 1, 2)) for n in shape[-2:])
+        each[top:bottom, left:right] = rng.integers(1, 256)
+    masks[:, rng.integers(1, shape[1]) :] = 0
+    return masks
+
+
+PASTE = gm.WeightMapMixBatch(
+    maps.CopyPaste("masks"), label_key=None, targets={"ids": gm.LabelMap()}
+)
+
+
+@pytest.mark.parametrize("workers", [0, slow(1)])
+def test_loaders_and_a_restart(workers: int, rng: np.random.Generator) -> None:
+    """A worker gives the same, and an iterator that starts in the middle goes on with the same."""
+    masks, ids = masks_of(rng, (16, 3, 9, 7)), rng.integers(0, 9, (16, 9, 7), np.uint8)
+    images = rng.integers(256, size=(16, 9, 7, 3), dtype=np.uint8)
+    records = [{"image": images[i], "masks": masks[i], "ids": ids[i]} for i in range(16)]
+
+    def load(*more: Any) -> Any:
+        batch = grain.transforms.Batch(4)
+        return data_loader(records, gm.RecordSeed(), batch, *more, worker_count=workers)
+
+    loader = load(PASTE)
+    iterator = iter(loader)
+    first, state = next(iterator), iterator.get_state()
+    rest = list(iterator)
+    assert_same([first, *rest], map(PASTE.map, load()))
+    again = iter(loader)
+    again.set_state(state)
+    assert_same(list(again), rest)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [maps.CopyPaste("masks"), slow(maps.SaliencyMix("ids")), slow(maps.ClassMix("ids", ignore=2))],
+)
+def test_everywhere_the_same_for_maps_that_read(weight_map: Any, rng: np.random.Generator) -> None:
+    """With a label map, and an image of which the columns come first; any order of the axes."""
+    ids, masks = rng.integers(0, 9, (8, 9, 9), np.uint8), masks_of(rng, (8, 3, 9, 9))
+    batch = make_batch(rng, 8, (3, 9, 9), ids=ids, masks=masks)
+    targets = {"ids": gm.LabelMap(), "label": gm.OneHot(10)}
+    found = []
+    for axes in ((2, 3), (3, 2), (-1, -2)):
+        transform = gm.WeightMapMixBatch(weight_map, targets=targets, spatial_axes=axes)
+        found.append(everywhere(transform, batch) if axes == (3, 2) else transform.map(batch))
+        read = {name: batch[name] for name in weight_map.reads}
+        weights = transform.draw(batch["mix_seed"], batch["image"].shape, fields=read).weights
+        upright = np.asarray(weights).transpose(0, *np.argsort(np.argsort(axes)) + 1)
+        others = np.arange(8) ^ 1
+        mixed = np.where(upright, ids, ids[others])
+        np.testing.assert_array_equal(found[-1]["ids"], mixed)
+        mixed = np.where(upright[:, None], batch["image"], batch["image"][others])
+        np.testing.assert_array_equal(found[-1]["image"], mixed)
+    assert_same(found, [found[0]] * 3)
+    assert 0.02 < (found[0]["image"] != batch["image"]).mean() < 0.98
+
+
+def test_padding_with_masks_changes_no_draw(rng: np.random.Generator) -> None:
+    masks, seeds = masks_of(rng, (8, 3, 9, 7)), rng.integers(2**32, size=8, dtype=np.uint32)
+    padded = np.concatenate([masks, np.zeros((8, 4, 9, 7), np.uint8)], axis=1)
+    two = [PASTE.draw(seeds, (8, 9, 7, 3), fields={"masks": x}).weights for x in (masks, padded)]
+    np.testing.assert_array_equal(*two)
+    nothing = PASTE.draw(seeds, (8, 9, 7, 3), fields={"masks": np.zeros_like(masks)})
+    assert (np.asarray(nothing.lam) == 1).all()
+
+
+def three(key: Any, lam: Any, lengths: Any) -> Any:
+    return jnp.ones(lengths, bool)
+
+
+def five(key: Any, lam: Any, lengths: Any, own: Any, partner: Any) -> Any:
+    return jnp.ones(lengths, bool)
+
+
+class ReadsIds:
+    reads = ("ids",)
+
+    def __call__(self, key: Any, lam: Any, lengths: Any, own: Any, partner: Any) -> Any:
+        return five(key, lam, lengths, own, partner)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            lambda: by_map(three, reads=("ids",)),
+            r"TypeError: .*reads=\('ids',\); .*own and partner are d",
+        ),
+        (lambda: by_map(five), r"TypeError: .*function of \(key, lam, le.*which fields it reads"),
+        (lambda: by_map(five, reads="ids"), r"TypeError: .*reads='ids'.*a tuple like \('ids',\)"),
+        (lambda: by_map(ReadsIds(), reads=("ids",)), "ValueError: .*one of them; leave the option"),
+        (lambda: by_map(maps.SmoothMix(), alpha=0.3), "ValueError: .*0.3 with SmoothMix.*no alpha"),
+        (lambda: by_map(maps.SpecMix(), alpha=0.3), "ValueError: .*0.3 with SpecMix.*no alpha"),
+        (
+            lambda: by_map(maps.ClassMix("a"), alpha=0.3),
+            "ValueError: .*0.3 with ClassMix.*no alpha",
+        ),
+        (lambda: by_map(maps.CopyPaste("a"), alpha=0.3), "ValueError: .*with CopyPaste.*no alpha"),
+        (
+            lambda: by_map(maps.ClassMix("a"), spatial_axes=(1, -2)),
+            r"ValueError: .*\(1, -2\) with ClassMix.*counted from one end; count all",
+        ),
+        (lambda: maps.FMix(0), "ValueError: FMix: decay=0; expected a finite number above 0"),
+        (lambda: maps.GridMix(0), "ValueError: GridMix: cells=0; expected an int above 0"),
+        (lambda: maps.Patches(1.5), "TypeError: Patches: side=1.5; expected an int above 0"),  # type: ignore[arg-type]
+        (lambda: maps.ClassMix("a", ignore=2.0), "TypeError: ClassMix: ignore=2.0; .*a class id"),  # type: ignore[arg-type]
+        (lambda: maps.CopyPaste("a", chance=2), "ValueError: CopyPaste: chance=2; .* from 0 to 1"),
+        (lambda: maps.SaliencyMix(""), "TypeError: SaliencyMix: name=''; expected a field's name"),
+        (lambda: maps.CopyPaste("a", prob=1), "TypeError: CopyPaste: .*'prob'.*masks, chance"),  # type: ignore[call-arg]
+    ],
+)
+def test_parameters_of_maps(parameters: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        parameters()
+    assert re.match(message, f"{error.typename}: {error.value}")
+
+
+def test_an_alpha_that_changes_nothing_is_accepted() -> None:
+    """That of the default, also where it is written as a law."""
+    for alpha in (1.0, 1, gm.Beta(1, 1)):
+        by_map(maps.ClassMix("ids"), alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("transform", "changes", "message"),
+    [
+        (by_map(maps.ClassMix("idz")), {}, "KeyError: .*no field 'idz'.*mean 'ids'.*map reads it"),
+        (
+            by_map(maps.ClassMix("ids"), partner_key="other"),
+            {"other": {"image": np.zeros((4, 9, 7, 3), np.uint8), "label": np.arange(4)}},
+            "KeyError: .*no field 'other/ids' among .*the partner of 'ids'",
+        ),
+        (by_map(five, reads=("mix_seed",)), {}, "ValueError: .*'mix_seed' read by a weight map"),
+        (by_map(five, reads=("text",)), {"text": np.array([*"abcd"])}, "TypeError: .*'text' is <U"),
+        (
+            by_map(maps.ClassMix("ids")),
+            {"ids": np.zeros((4, 7, 9), "i4")},
+            r"ValueError: .*'ids' is int32 \[4, 7, 9\], which .*image .*\[9, 7\] .*\[B, 9, 7\]",
+        ),
+        (
+            by_map(maps.CopyPaste("masks")),
+            {"masks": np.zeros((4, 2, 9, 8), "i4")},
+            r"ValueError: .*'masks' is int32 \[4, 2, 9, 8\].*image.*\[9, 7\].*\[B, N, 9, 7\].*crop",
+        ),
+        (by_map(maps.CopyPaste("ids")), {}, r"ValueError: .*'ids'.*is for gm\.maps\.ClassMix"),
+        (by_map(maps.ClassMix("masks")), {}, r"ValueError: .*are for gm\.maps\.CopyPaste"),
+        (by_map(maps.SaliencyMix("image")), {}, r"ValueError: .*'image'.*take the mean"),
+        (
+            by_map(maps.SaliencyMix("grey")),
+            {"grey": np.zeros((4, 9, 7, 1), np.float32)},
+            "ValueError: .*'grey'.*drop the axis of length 1",
+        ),
+        (
+            by_map(maps.ClassMix("ids")),
+            {"ids": np.zeros((4, 9, 7), np.float32)},
+            "TypeError: .*'ids' is float32, which ClassMix reads; expected class ids",
+        ),
+        (
+            by_map(maps.ClassMix("ids", ignore=-1)),
+            {"ids": np.zeros((4, 9, 7), np.uint8)},
+            r"ValueError: .*'ids' is uint8, with ClassMix.*-1.*from 0 to 255",
+        ),
+        (by_map(maps.SaliencyMix("z")), {"z": np.zeros((4, 9, 7), "c8")}, "TypeError: .*complex64"),
+        (by_map(maps.Patches()), {}, "ValueError: .*side=16.*expected more than one patch"),
+        (by_map(maps.GridMix(7)), {}, "ValueError: .*cells=7.*at least two pixels in a cell"),
+        (by_map(maps.SpecMix()), {}, "ValueError: .*expected at least 8 pixels along each"),
+        (
+            by_map(maps.FMix(), spatial_axes=(1,)),
+            {},
+            r"ValueError: .*FMix.*\[9\] long.*expected two axes",
+        ),
+    ],
+)
+def test_what_maps_cannot_read(
+    transform: Any, changes: Any, message: str, rng: np.random.Generator
+) -> None:
+    fields: dict[str, Any] = {
+        "ids": np.zeros((4, 9, 7), "i4"),
+        "masks": np.zeros((4, 2, 9, 7), "i4"),
+    }
+    batch = make_batch(rng, 4, (9, 7, 3), **fields | changes)
+    for call in (transform.map, jax.jit(transform.mix)):
+        if "text" in changes and call != transform.map:
+            continue  # no array of JAX's
+        with pytest.raises((KeyError, TypeError, ValueError)) as error:
+            call(batch)
+        assert re.match(message, f"{error.typename}: {error.value.args[0]}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (None, r"KeyError: .*fields=\[\]; expected 'ids', which the map reads; pass fields={'ids'"),
+        ({"ids": 0}, r"KeyError: .*fields=\['ids'\]; expected 'other/ids', which the map reads"),
+        ({"ids": 0, "other/ids": 0, "more": 0}, r"ValueError: .*fields=\['more'\], which nothing"),
+        ({"ids": 2}, r"ValueError: .*fields\['ids'\] is int64 \[2, 9, 7\]; expected an array \[4,"),
+        ({"ids": 7, "other/ids": 7}, r"ValueError: .*'ids' is int64 \[4, 7, 9\].*image.*\[9, 7\]"),
+        ({"ids": 0, "other/ids": 7}, r"ValueError: .*'ids'.*but 'other/ids' is int64 \[4, 7, 9\]"),
+    ],
+)
+def test_what_draw_cannot_read(fields: Any, message: str) -> None:
+    """The numbers stand for arrays: 0 fits, 2 is of two records, 7 is turned."""
+    arrays = {0: np.zeros((4, 9, 7), int), 2: np.zeros((2, 9, 7), int), 7: np.zeros((4, 7, 9), int)}
+    transform = by_map(maps.ClassMix("ids"), partner_key="other")
+    given = fields and {name: arrays[kind] for name, kind in fields.items()}
+    with pytest.raises((KeyError, ValueError)) as error:
+        transform.draw(np.arange(4, dtype=np.uint32), (4, 9, 7, 3), fields=given)
+    assert error.value.args[0].startswith("WeightMapMixBatch.draw: ")
+    assert re.match(message, f"{error.typename}: {error.value.args[0]}")
+
+
+def test_specs_of_maps_that_read() -> None:
+    """A field whose lengths are unknown has those of the image."""
+    make = grain.experimental.ShapeDtypeStruct
+    spec = {
+        "image": make((None, 48, 40, 3), np.dtype("uint8")),
+        "masks": make((None, None, None, None), np.dtype("bool")),
+        "mix_seed": make((None,), np.dtype("uint32")),
+    }
+    for axes in ((1, 2), (2, 1)):
+        transform = dataclasses.replace(PASTE, spatial_axes=axes, targets={})
+        assert transform.output_spec(spec)["image"].shape == (None, 48, 40, 3)
+    unknown = spec | {"image": make((None, None, None, 3), np.dtype("uint8"))}
+    for weight_map in (maps.CopyPaste("masks"), maps.Patches(), maps.GridMix(), maps.SpecMix()):
+        transform = gm.WeightMapMixBatch(weight_map, label_key=None)
+        assert transform.output_spec(unknown)["image"].shape == (None, None, None, 3)
+
+
+# --- the maps to import, against NumPy ------------------------------------------------------------
+
+RECIPES: dict[str, Any] = {
+    "GridMix": maps.GridMix(),
+    "SmoothMix": maps.SmoothMix(),
+    "patches": maps.Patches(),
+    "SpecMix": maps.SpecMix(),
+    "a stripe": maps.Stripe(),
+}
 
 
 DRAWN: dict[str, Any] = {  # the random numbers of a recipe
@@ -455,10 +781,10 @@ def by_numpy(name: str, u: np.ndarray, lam: float, sides: Lengths) -> tuple[np.n
     return own, min(nearest)
 
 
-@pytest.mark.parametrize("name", [name for name in weight_maps.RECIPES if name != "FMix"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes(name: str, rng: np.random.Generator) -> None:
     sides = (41, 64)
-    recipe = jax.jit(weight_maps.RECIPES[name], static_argnums=2)
+    recipe = jax.jit(RECIPES[name], static_argnums=2)
     for lam in np.float32([0, 1, *rng.random(10)]):
         key = jax.random.key(int(rng.integers(2**31)))
         found = np.asarray(recipe(key, lam, sides))
@@ -475,7 +801,7 @@ def test_recipes(name: str, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("lengths", [(32, 32), (15, 40)])
 def test_fmix(lengths: tuple[int, int], rng: np.random.Generator) -> None:
     """By the paper: a Fourier image of Gaussian noise, divided by a power of its frequency."""
-    recipe = jax.jit(weight_maps.fmix, static_argnums=2)
+    recipe = jax.jit(maps.FMix(), static_argnums=2)
     for lam in (0.0, 1.0, *rng.random(10)):
         key = jax.random.key(int(rng.integers(2**31)))
         found = np.asarray(recipe(key, np.float32(lam), lengths))
@@ -492,3 +818,97 @@ def test_fmix(lengths: tuple[int, int], rng: np.random.Generator) -> None:
         near = np.abs(grey - bound) < 1e-4 * grey.std()  # float32 may tell these apart otherwise
         assert near.mean() < 0.05
         np.testing.assert_array_equal(found[~near], (grey > bound)[~near])
+
+
+def key_and_lam(rng: np.random.Generator) -> tuple[jax.Array, Any]:
+    """A key, and a λ on the grid of 2⁻²⁴, now and then at its ends."""
+    lam = np.float32(rng.choice([0, 2**24, rng.integers(2**24), rng.integers(2**24)]) / 2**24)
+    return jax.random.key(int(rng.integers(2**31))), lam
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignore"),
+    [("uint8", 255), ("int8", -3), ("uint32", 2**32 - 2), ("int32", None), ("bool", True * 1)],
+)
+def test_classmix(dtype: str, ignore: int | None, rng: np.random.Generator) -> None:
+    """Ids that are equal modulo 256 share a coin; each of 256 has its own."""
+    lengths, low, high = (33, 8), 0, 2
+    if dtype != "bool":
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
+    weight_map = jax.jit(maps.ClassMix("ids", ignore=ignore), static_argnums=2)
+    for _ in range(8):
+        ids = rng.integers(low, high, lengths).astype(dtype)
+        ids.flat[:8] = 0 if ignore is None else ignore
+        key, lam = key_and_lam(rng)
+        coins = np.asarray(jax.random.bits(key, (256,), "uint32")) >= 2**31
+        found = np.asarray(weight_map(key, lam, lengths, {}, {"ids": ids}))
+        for place in np.ndindex(*lengths):
+            id_of = int(ids[place])
+            assert found[place] == (id_of == ignore or not coins[id_of % 256])
+
+
+def test_coins_of_classes_are_fair_and_their_own(rng: np.random.Generator) -> None:
+    """Of 256 classes; twelve standard deviations of a fair coin are allowed."""
+    size, ids = 600, np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    seeds = rng.integers(2**32, size=size, dtype=np.uint32)
+    fields = {"ids": ids.repeat(size, axis=0)}
+    transform = gm.WeightMapMixBatch(maps.ClassMix("ids"))
+    coins = np.asarray(transform.draw(seeds, (size, 16, 16, 3), fields=fields).weights)
+    coins = coins.reshape(size, 256).astype(float)
+    bound = 6 / size**0.5
+    assert abs(coins.mean(axis=0) - 0.5).max() < bound
+    related = np.corrcoef(coins.T)[np.triu_indices(256, 1)]
+    assert abs(related).max() < 2 * bound
+
+
+@pytest.mark.parametrize(("dtype", "chance"), [("uint8", 0.5), ("float32", 0.2), ("bool", 1.0)])
+def test_copy_paste(dtype: str, chance: float, rng: np.random.Generator) -> None:
+    lengths, count = (9, 7), 5
+    weight_map = jax.jit(maps.CopyPaste("masks", chance=chance), static_argnums=2)
+    for _ in range(8):
+        masks = masks_of(rng, (1, count, *lengths))[0].astype(dtype)
+        if dtype == "float32":
+            masks *= -0.25  # any value but 0
+        key, lam = key_and_lam(rng)
+        found = np.asarray(weight_map(key, lam, lengths, {}, {"masks": masks}))
+        own = np.ones(lengths, bool)
+        for k in range(count):
+            bits = int(jax.random.bits(jax.random.fold_in(key, k), (), "uint32"))
+            if bits >> 8 < round(chance * 2**24):
+                own[masks[k] != 0] = False
+        np.testing.assert_array_equal(found, own)
+
+
+def paper_side(length: int, lam: np.float32, n: int) -> int:
+    """⌊L·(1-λ)^(1/n)⌋, in whole numbers."""
+    weight = 2**24 - int(np.float64(lam) * 2**24)
+    return max(side for side in range(length + 1) if side**n * 2**24 <= weight * length**n)
+
+
+@pytest.mark.parametrize("lengths", [(9, 7), (23,), (4, 6, 5)])
+@pytest.mark.parametrize("kind", ["ties", "constant", "NaN", "infinite", "bytes"])
+def test_saliencymix(kind: str, lengths: Lengths, rng: np.random.Generator) -> None:
+    weight_map = jax.jit(maps.SaliencyMix("field"), static_argnums=2)
+    for _ in range(6):
+        field = rng.integers(0, 4, lengths).astype(np.float32)
+        field.flat[:2] = 0, 3
+        if kind == "constant":
+            field[...] = rng.integers(-2, 3)
+        elif kind in ("NaN", "infinite"):
+            field.flat[rng.integers(field.size)] = np.nan if kind == "NaN" else np.inf
+        elif kind == "bytes":
+            field = (field + 252).astype(np.uint8)
+        key, lam = key_and_lam(rng)
+        centre = np.unravel_index(int(np.argmax(field)), lengths)
+        if kind in ("constant", "NaN"):
+            drawn = np.asarray(jax.random.bits(key, (len(lengths),), "uint32"))
+            centre = tuple(int(x) % n for x, n in zip(drawn, lengths, strict=True))
+        own = np.ones(lengths, bool)
+        box: list[slice] = []
+        for middle, length in zip(centre, lengths, strict=True):
+            side = paper_side(length, lam, len(lengths))
+            start = int(middle) - side // 2
+            box.append(slice(max(start, 0), max(min(start + side, length), 0)))
+        own[tuple(box)] = False
+        found = np.asarray(weight_map(key, lam, lengths, {}, {"field": field}))
+        np.testing.assert_array_equal(found, own)
