@@ -16,7 +16,6 @@ import grain
 import numpy as np
 import picture
 import quickstart
-import weight_maps
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -31,7 +30,7 @@ def cards(num_classes: int) -> dict[str, Any]:
     found = re.findall(
         r"```python\n(gm\..*?)```\n\n!\[.*?\]\(images/gallery/(.*?)\)", PAGE.read_text(), re.DOTALL
     )
-    known = {"gm": gm, "weight_maps": weight_maps, "K": num_classes}
+    known = {"gm": gm, "K": num_classes}
     return {name: eval(code, known) for code, name in found}
 
 
