@@ -2,24 +2,25 @@
 
 The modules, in the order in which a batch meets them:
 
-- `_sampler`: partners that do not depend on the number of hosts and workers
+- `_sampler`: groups of records that do not depend on the number of hosts and workers
 - `_seed`: one `uint32` per record, from Grain's generator or from the record's own values
 - `_loader`: a DataLoader with its workers, before the devices
-- `_transforms`, `_options`: the four transforms, and their parameters, checked when they are made
-- `_mixing`: a batch is mixed: on the host, on devices, or inside a user's `jit`
-- `_plan`: what a transform does with batches of one structure, decided once
-- `_draw`, `_laws`, `_maps`: from seeds to λ, partner and box, or map
-- `_partners`: neighbours in the batch
-- `_formula`: the two formulas, as one, in the form that each platform runs best
-- `_weigh`, `_words`: exact weighted means, for every dtype; in words of 32 bits for GPUs
-- `maps`: maps of weights to import
+- `_transforms`, `_options`: the transforms, and their parameters, checked when they are made
+- `_run`: a batch is mixed: on the host, on devices, or inside a user's `jit`
+- `_plan`, `_spec`: where the fields are in batches of one structure, found once; what comes out
+- `_mixing`: bring, draw, move, mix; all that is compiled
+- `_sources`: bring: who is mixed with whom
+- `_rules`, `_laws`, `_bits`: draw: from seeds to a `Draw`, which is in `_draw`
+- `_maps`, `_weight_maps`: a map's function is checked, and run; `maps`: those to import
+- `_move`: move: images of a mosaic
+- `_blend`, `_arithmetic`, `_packed`: mix: one formula, exact for every dtype, in three forms
 - `targets`: what a field says about the image, one class for each kind
-- `_functions`: the two formulas as public functions
-- `_place`, `_stack`: on the host, or over the devices of a sharding; memory that XLA shares
-- `_fields`, `_axes`, `_dtypes`, `_grid`: names, axes, dtypes, and the grid of λ
-- `_trace`: what a user's function does when it is compiled
-- `_calls`: what surrounds each call into JAX
-- `_errors`: how an error reads
+- `_functions`: the formulas as public functions
+- `_sharding`, `_memory`: on the host, or over the devices of a sharding; memory that XLA shares
+- `_fields`, `_axes`, `_dtypes`, `_fixed_point`: names, axes, dtypes, and weights as whole numbers
+- `_trace`, `_identity`: what a user's function does, and which parameters are alike
+- `_guards`: what surrounds each call into JAX
+- `_errors`, `_chance`: how an error reads, and what is no chance
 """
 
 from grain_mix import maps
