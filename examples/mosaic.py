@@ -39,11 +39,11 @@ def main() -> None:
 
 def four_scenes() -> dict[str, np.ndarray]:
     """Returns a batch of four scenes, as it comes out of `RecordSeed` and `Batch`."""
-    source = scenes.Scenes(4, seed=3)
+    source = scenes.Scenes(4, seed=37)
     records = [source[i] for i in range(4)]
     batch = {name: np.stack([each[name] for each in records]) for name in records[0]}
     del batch["map"]
-    return batch | {"label": np.arange(4), "mix_seed": np.array([1, 2, 3, 4], np.uint32)}
+    return batch | {"label": np.arange(4), "mix_seed": np.array([31, 32, 33, 34], np.uint32)}
 
 
 def draw() -> Figure:

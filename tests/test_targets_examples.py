@@ -1,9 +1,10 @@
-"""The examples of detection and segmentation: exact scenes, a loss that falls, a figure."""
+"""The examples of detection, segmentation and mosaics: exact scenes, a falling loss, figures."""
 
 import pathlib
 import re
 
 import detection
+import mosaic
 import numpy as np
 import pytest
 import scenes
@@ -41,5 +42,14 @@ def test_the_loss_falls(
     found = re.search(r"^loss (\d+\.\d+) at first, (\d+\.\d+) at last$", printed, re.MULTILINE)
     assert found, printed
     assert float(found[2]) < 0.9 * float(found[1])
+    with Image.open(output) as image:
+        assert image.width > 900
+
+
+@pytest.mark.slow
+def test_mosaics_are_drawn(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "mosaic.png"
+    monkeypatch.setattr("sys.argv", ["example", "--output", str(output)])
+    mosaic.main()
     with Image.open(output) as image:
         assert image.width > 900
