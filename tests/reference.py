@@ -71,27 +71,16 @@ Arrays = dict[str, np.ndarray]  # of one record; for a target, its own field is 
 
 @dataclasses.dataclass(frozen=True)
 class One:
-    """What was drawn for one record of k sources.
+    """What was drawn for one record of k sources."""
 
-    Attributes:
-        shares: `float32 [k]`, the weights of the sources in a label.
-        outside_box: `float32 [k]`, those of the pixels that no box covers.
-        weights: `float32 [k, *lengths]`, those of each pixel of the mixed image.
-        shift: `int [k, n]`, how far each source is moved.
-        axes: of the lengths, in the image `[B, ...]`.
-        parts: whether pixels may differ in their weights.
-        blends: whether the transform may blend.
-        by_map: whether it has a map of weights.
-    """
-
-    shares: np.ndarray
-    outside_box: np.ndarray
-    weights: np.ndarray
-    shift: np.ndarray
-    axes: tuple[int, ...]
-    parts: bool
-    blends: bool
-    by_map: bool
+    shares: np.ndarray  # float32 [k], the weights of the sources in a label
+    outside_box: np.ndarray  # float32 [k], those of the pixels that no box covers
+    weights: np.ndarray  # float32 [k, *lengths], those of each pixel of the mixed image
+    shift: np.ndarray  # int [k, n], how far each source is moved
+    axes: tuple[int, ...]  # of the lengths, in the image [B, ...]
+    parts: bool  # whether pixels may differ in their weights
+    blends: bool  # whether the transform may blend
+    by_map: bool  # whether it has a map of weights
 
     @property
     def outside(self) -> np.float32:
