@@ -82,21 +82,6 @@ class One:
     blends: bool  # whether the transform may blend
     by_map: bool  # whether it has a map of weights
 
-    @property
-    def outside(self) -> np.float32:
-        """The own weight of the pixels that no box covers."""
-        return self.outside_box[0]
-
-    @property
-    def inside(self) -> np.ndarray:
-        """`bool [*lengths]`, where the partner's box is."""
-        return self.weights[1] != self.outside_box[1]
-
-    @property
-    def upright(self) -> np.ndarray:
-        """`inside` with rows first, whatever the order of the axes."""
-        return self.inside.transpose(np.argsort(self.axes))
-
     def axes_in(self, x: np.ndarray, axes: Any) -> list[int]:
         """Those of one record's field, counted without the batch."""
         if axes is None:  # the image's own, or all that there are
@@ -117,12 +102,17 @@ class One:
         """A field of source r where it is shown; zeros beyond its end."""
         if not self.shift.any():
             return x
-        out, to, of = np.zeros_like(x), [slice(None)] * x.ndim, [slice(None)] * x.ndim
-        for axis, by in zip(self.axes_in(x, axes), self.shift[r], strict=True):
-            to[axis] = slice(max(by, 0), x.shape[axis] + min(by, 0))
-            of[axis] = slice(max(-by, 0), x.shape[axis] - max(by, 0))
-        out[tuple(to)] = x[tuple(of)]
-        return out
+        return shifted(x, self.shift[r], self.axes_in(x, axes))
+
+
+def shifted(x: np.ndarray, shift: Any, axes: Sequence[int] = (-2, -1)) -> np.ndarray:
+    """Moved by whole entries along these axes; 0 where nothing comes from."""
+    moved, to, of = np.zeros_like(x), [slice(None)] * x.ndim, [slice(None)] * x.ndim
+    for axis, by in zip(axes, shift, strict=True):
+        to[axis] = slice(max(by, 0), x.shape[axis] + min(by, 0))
+        of[axis] = slice(max(-by, 0), x.shape[axis] + min(-by, 0))
+    moved[tuple(to)] = x[tuple(of)]
+    return moved
 
 
 def ones(transform: Any, draw: gm.Draw, shape: tuple[int, ...]) -> list[One]:
@@ -301,30 +291,20 @@ def painted(corners: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
     return halves
 
 
-def shifted(x: np.ndarray, shift: Any) -> np.ndarray:
-    """`[..., H, W]`, moved by whole entries along its last two axes; 0 where nothing comes from."""
-    ends = list(zip(shift, x.shape[-2:], strict=True))
-    into = tuple(slice(max(s, 0), length + min(s, 0)) for s, length in ends)
-    out_of = tuple(slice(max(-s, 0), length + min(-s, 0)) for s, length in ends)
-    moved = np.zeros_like(x)
-    moved[..., *into] = x[..., *out_of]
-    return moved
-
-
 def check_boxes(target: Any, sources: list[Arrays], mixed: Arrays, one: One) -> None:
     """What is visible of each object, counted in halves of pixels, on which all boxes must end."""
-    # Of each source: where in the mixed image it is, with rows first, its weight there, its shift.
-    rows_first, by_map = np.argsort(one.axes), one.by_map
-    shown = [(weight > 0).transpose(rows_first) for weight in one.weights]
-    weights = [weight.max() for weight in one.weights]
-    shifts = [shift[rows_first] for shift in one.shift]
+    order = np.argsort(one.axes)  # rows first
+    at, shifts = one.weights.transpose(0, *(1 + order)), one.shift[:, order]
+    shown, weights, by_map = at == 1, np.ones(len(at), np.float32), one.by_map
+    if not by_map and (at == one.outside_box.reshape(-1, 1, 1)).all():  # a blend
+        shown, weights = np.ones_like(shown), one.outside_box
     sides, count = shown[0].shape, len(sources[0][""])
     assert mixed[""].shape == (len(sources) * count, 4)
     assert mixed["_weight"].dtype == np.float32
     # Fractions of other sides are rounded, on the way to pixels and back.
     exact = "rel" not in target.format or all(side & (side - 1) == 0 for side in sides)
     for i in range(len(sources) * count):
-        source, shift = sources[i // count], np.array(shifts[i // count])
+        source, shift = sources[i // count], shifts[i // count]
         box, here = source[""][i % count], shown[i // count]
         before = np.rint(2 * corners_of(box, target.format, sides)) / 2
         corners = np.clip(before, 0, np.array(sides))

@@ -298,7 +298,7 @@ def test_batches(data: st.DataObject) -> None:
 
 
 # Programs that have every class, kind, road and setting among them, with a warm cache of each.
-COVERING = [319, 8, 462, 56, 65, 95, 237, 473]
+COVERING = [295, 68, 454, 215, 181, 307, 232, 433]
 
 
 def test_programs_cover_all_kinds() -> None:
@@ -306,6 +306,8 @@ def test_programs_cover_all_kinds() -> None:
     kinds = {type(kind) for it in covering for kind in reference.targets_of(it.transform).values()}
     assert kinds == {*KINDS, Points}
     assert {type(it.transform) for it in covering} == {*CLASSES}
+    assert {2, 4} < {reference.sources_of(it.transform) for it in covering}
+    assert any(getattr(it.transform, "reads", ()) for it in covering)
     assert {it.road for it in covering} == {"map", "sharded", *ROADS}
     assert {it.key is None for it in covering} == {True, False}
     assert {it.setting for it in covering} == {*SETTINGS}
