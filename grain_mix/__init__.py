@@ -25,7 +25,7 @@ The modules, in the order in which a batch meets them:
 
 from grain_mix import maps
 from grain_mix._draw import Draw
-from grain_mix._functions import cutmix, mixup
+from grain_mix._functions import cutmix, mixup, mosaic
 from grain_mix._laws import Beta, Larger, Law, Uniform
 from grain_mix._loader import LoaderDataset
 from grain_mix._memory import aligned_stack
@@ -75,4 +75,5 @@ __all__ = [
     "cutmix",
     "maps",
     "mixup",
+    "mosaic",
 ]

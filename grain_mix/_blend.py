@@ -124,7 +124,7 @@ def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> 
     """
     table, index = gathered(sources)
     rows, axes = form.shaped(table), sorted(form.axes)
-    lengths = np.array([table.shape[axis] for axis in form.axes], np.int32)
+    lengths = np.array([[table.shape[axis] for axis in form.axes]], np.int32)
     shift = weights.shift[:, 0]
     is_far = shift > 0  # the record's own; an unmixed one is near, with the centre at the end
     start = lengths - jnp.where(is_far, shift, shift + lengths)

@@ -89,7 +89,8 @@ class Draw:
             # The first tile that is the image has the others empty, so a point is in one tile.
             stop = self.tiles[:, :, 1].max(0).astype(jnp.float32)
             pixels = jnp.clip(jnp.floor(positions), 0, _same_rank(stop, positions) - 1)
-            return self._in_tiles(pixels).astype(jnp.float32)
+            tiles = [_is_inside(tile, pixels) for tile in self.tiles]
+            return jnp.stack(tiles, axis=-1).astype(jnp.float32)
         if self.weights is not None:
             last = np.array(self.weights.shape, np.float32) - 1
             pixels = jnp.clip(jnp.floor(positions), 0, _same_rank(last, positions))
@@ -98,10 +99,9 @@ class Draw:
             return jnp.stack([own, 1 - own], axis=-1)
         if self.box is None:
             return everywhere
-        start, stop = (_same_rank(bound, positions).astype(jnp.float32) for bound in self.box.T)
-        inside = ((start <= positions) & (positions < stop)).all(-1)
-        outside = jnp.broadcast_to(self.outside_box(), everywhere.shape)
-        return jnp.where(inside[..., None], np.array([0, 1], np.float32), outside)
+        inside = _is_inside(self.box, positions)[..., None]
+        partner = jnp.broadcast_to(np.array([0, 1], np.float32), everywhere.shape)
+        return jnp.where(inside, partner, jnp.broadcast_to(self.outside_box(), everywhere.shape))
 
     def moved(self, points: ArrayLike, r: int) -> jax.Array:
         """Where points of source r lie in the mixed image.
@@ -129,14 +129,8 @@ class Draw:
         if self.box is None:
             return self.shares
         is_cut = (self.box[..., 0] < self.box[..., 1]).all(-1)[..., None]
-        return jnp.where(is_cut, np.array([1, 0], np.float32), self.shares)
-
-    def _in_tiles(self, pixels: jax.Array) -> jax.Array:
-        """`bool [..., 4]`: in which tile each pixel is."""
-        assert self.tiles is not None
-        start, stop = self.tiles[:, :, 0], self.tiles[:, :, 1]
-        each = pixels[..., None, :]
-        return ((start <= each) & (each < stop)).all(-1)
+        own = jnp.broadcast_to(np.array([1, 0], np.float32), self.shares.shape)
+        return jnp.where(is_cut, own, self.shares)
 
     def _checked(self, method: str, points: ArrayLike) -> jax.Array:
         positions = jnp.asarray(points)
@@ -160,3 +154,9 @@ class Draw:
 
 def _same_rank(x: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(x).reshape(*[1] * (like.ndim - 1), -1)
+
+
+def _is_inside(box: jax.Array, positions: jax.Array) -> jax.Array:
+    """`bool [...]`: whether positions `[..., n]` are in a box `[n, 2]`."""
+    start, stop = (_same_rank(bound, positions).astype(jnp.float32) for bound in box.T)
+    return ((start <= positions) & (positions < stop)).all(-1)

@@ -1,4 +1,4 @@
-"""The two formulas as functions with given parameters."""
+"""The formulas as functions with given parameters."""
 
 import functools
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from grain_mix._dtypes import FLOATS, INTEGERS, check_pixels, native_fix
 from grain_mix._errors import describe, fail, is_array
 from grain_mix._fields import check_array, has_values
 from grain_mix._guards import into_jax
+from grain_mix._move import turned
 from grain_mix._sources import Source
 
 
@@ -84,6 +85,46 @@ def cutmix(
     return mixed
 
 
+def mosaic(
+    images: ArrayLike,
+    tiles: ArrayLike,
+    shift: ArrayLike,
+    sources: ArrayLike,
+    *,
+    spatial_axes: Sequence[int] | None = None,
+) -> jax.Array:
+    """Mosaic with given parameters: in its tile, each source's pixels, moved by its shift.
+
+    `out(p) = images[sources[:, r]](p - shift[:, r])` for positions p in tile r.
+
+    Args:
+        images: `[B, ...]` of any dtype that JAX holds.
+        tiles: `int [B, k, n, 2]`, `(start, stop)` in pixels of the mixed image along each spatial
+            axis; together they cover it.
+        shift: `int [B, k, n]`, by how many pixels each source is moved.
+        sources: `int [B, k]`, the batch positions of the sources, in [0, B).
+        spatial_axes: the n axes of `images` that the tiles span; `None` is 1, ..., n.
+
+    Returns:
+        Shape and dtype of `images`, every value copied exactly.
+
+    Raises:
+        ValueError: shapes that do not fit, axes that do not exist, `sources` out of range, tiles
+            outside the image, or whose pixels come from outside it, or that do not cover it; values
+            are checked where there are any, which is not under `jit`.
+
+    >>> images = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint8)
+    >>> tiles, shift = np.array([[[[0, 1]], [[1, 4]]]] * 2), np.array([[[-3], [1]]] * 2)
+    >>> mosaic(images, tiles, shift, np.array([[0, 1], [1, 0]])).tolist()
+    [[4, 5, 6, 7], [8, 1, 2, 3]]
+    """
+    _check_arrays("mosaic", images, None, averaged=False)
+    axes = _check_tiles("mosaic", tiles, shift, sources, spatial_axes, np.shape(images))
+    with into_jax():
+        mixed: jax.Array = _mosaic(*map(_sharding.as_array, (images, tiles, shift, sources)), axes)
+    return mixed
+
+
 @jax.jit
 def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
     def formula(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
@@ -106,8 +147,25 @@ def _cutmix(
     return mixed
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def _mosaic(
+    x: jax.Array, tiles: jax.Array, shift: jax.Array, sources: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+    def formula(x: jax.Array, tiles: jax.Array, shift: jax.Array, sources: jax.Array) -> jax.Array:
+        mixed = x
+        for r in range(tiles.shape[1]):
+            moved = turned(x[sources[:, r]], shift[:, r].astype(jnp.int32), axes)
+            weights = Weights(box=tiles[:, r].astype(jnp.int32))
+            mixed = blend((Source(mixed), Source(moved)), weights, axes)
+        return mixed
+
+    mixed: jax.Array = _sharding.gathered(formula, x, tiles, shift, sources)
+    return mixed
+
+
 def _check_arrays(where: str, images: Any, partner: Any, averaged: bool) -> None:
-    for field, value in (("images", images), ("partner", partner)):
+    named = {"images": images} | ({} if partner is None else {"partner": partner})
+    for field, value in named.items():
         if not is_array(value) or value.shape[:1] in ((), (0,)):
             fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
             came = f"{field} is {describe(value)}"
@@ -116,6 +174,8 @@ def _check_arrays(where: str, images: Any, partner: Any, averaged: bool) -> None
     if 0 not in images.shape:
         check_pixels(where, "images", images, averaged)
     size = images.shape[0]
+    if partner is None:
+        return
     if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
         fix = "pass the batch position of each record's partner"
         fail(ValueError, where, f"partner is {describe(partner)}", f"integers [{size}]", fix)
@@ -163,6 +223,57 @@ def _check_box(
             _check_range(where, f"box[:, {k}]", values[:, k], 0, shape[axis], fix)
         if (values[..., 0] > values[..., 1]).any():
             fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
+    return front
+
+
+def _check_tiles(
+    where: str,
+    tiles: Any,
+    shift: Any,
+    sources: Any,
+    axes: Sequence[int] | None,
+    shape: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Checks the parameters of `mosaic`, and returns its axes, counted from the front."""
+    known: tuple[Any, ...] = tiles.shape if is_array(tiles) else ()
+    k, n = (known[1], known[2]) if len(known) == 4 else ("k", "n")
+    for field, value, expected in (
+        ("tiles", tiles, (shape[0], k, n, 2)),
+        ("shift", shift, (shape[0], k, n)),
+        ("sources", sources, (shape[0], k)),
+    ):
+        fix = "give each record its sources, with a tile and a shift for each of them"
+        came, wanted = (
+            f"{field} is {describe(value)}",
+            f"integers [{', '.join(map(str, expected))}]",
+        )
+        if not is_array(value) or str(value.dtype) not in INTEGERS:
+            fail(TypeError, where, came, wanted, fix)
+        if value.shape != expected or 0 in value.shape:
+            fail(ValueError, where, came, wanted, fix)
+    axes = tuple(range(1, 1 + tiles.shape[2])) if axes is None else axes
+    front = front_axes(
+        where, "spatial_axes", as_axes(where, "spatial_axes", axes) or (), "images", shape
+    )
+    if len(front) != tiles.shape[2]:
+        came = f"spatial_axes={axes} for tiles of shape {tiles.shape}"
+        fail(ValueError, where, came, f"{tiles.shape[2]} axes", "one for each row of a tile")
+    _check_range(where, "sources", sources, 0, shape[0] - 1, "sources count from 0")
+    if has_values(tiles) and has_values(shift):
+        tile, moved = (np.asarray(jax.device_get(x)).astype(np.int64) for x in (tiles, shift))
+        lengths = np.array([shape[axis] for axis in front])
+        if (tile[..., 0] > tile[..., 1]).any():
+            fail(ValueError, where, "tiles with start > stop", "start <= stop", "swap them")
+        is_shown = (tile[..., 0] < tile[..., 1]).all(-1)
+        for field, ends in (("tiles", tile), ("tiles - shift", tile - moved[..., None])):
+            for axis, length in enumerate(lengths):
+                fix = "let tiles lie in the image, and show what is in their sources"
+                _check_range(where, field, ends[is_shown][:, axis], 0, int(length), fix)
+        pixels = (tile[..., 1] - tile[..., 0]).prod(-1).sum(1)
+        if (pixels != lengths.prod()).any():
+            came = f"tiles of {pixels.min()} to {pixels.max()} pixels"
+            fix = "let tiles cover the image, each pixel once"
+            fail(ValueError, where, came, f"{lengths.prod()} pixels, all of the image", fix)
     return front
 
 

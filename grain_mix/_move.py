@@ -28,7 +28,7 @@ def turned_by_product(x: jax.Array, shift: jax.Array, axes: tuple[int, ...]) -> 
     for k, axis in enumerate(axes):
         length = x.shape[axis]
         origins = jax.vmap(functools.partial(_origins, length))(shift[:, k])
-        matrices = origins[:, :, None] == np.arange(length, dtype=np.int32)
+        matrices = origins[:, :, None] == np.arange(length, dtype=np.int32)[None, None]
         x = jnp.moveaxis(product(matrices, x, (((2,), (axis,)), ((0,), (0,)))), 1, axis)
     return x
 
@@ -40,5 +40,5 @@ def _tangents(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
 
 def _origins(length: int, shift: jax.Array) -> jax.Array:
     """Where along an axis each position comes from."""
-    positions: jax.Array = jnp.arange(length, dtype=jnp.int32) - shift
+    positions: jax.Array = jnp.arange(length, dtype=jnp.int32) - shift.reshape(1)
     return positions % np.int32(length)

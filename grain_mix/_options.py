@@ -176,7 +176,7 @@ def _check_kind(where: str, came: str, target: Target) -> None:
     made = type(target)
     check_frozen(where, came, target)
     if made.mix is Target.mix and made.mix_batch is Target.mix_batch:
-        fix = "write mix(self, own, partner, draw, space), for one record"
+        fix = "write mix(self, sources, draw, space), for one record"
         fail(TypeError, where, f"{came}, which has no mix", "a kind that mixes", fix)
     users = [*itertools.takewhile(lambda each: not _is_ours(each), made.__mro__)]
     parent = made.__mro__[len(users)]

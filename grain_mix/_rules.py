@@ -169,9 +169,9 @@ class MixUpOfMany(Rule):
         if self.larger:  # the largest changes places with the first
             largest = jnp.argmax(shares, axis=1)[:, None]
             first = jnp.take_along_axis(shares, largest, axis=1)
-            others = jnp.where(np.arange(k) == largest, shares[:, :1], shares)[:, 1:]
+            others = jnp.where(np.arange(k)[None] == largest, shares[:, :1], shares)[:, 1:]
             shares = jnp.concatenate([first, others], axis=1)
-        unmixed = np.array([ONE, *[0] * (k - 1)], np.uint32)
+        unmixed = np.array([[ONE, *[0] * (k - 1)]], np.uint32)
         return Draw(from_fixed(jnp.where(mixed[:, None], shares, unmixed)))
 
 
@@ -196,15 +196,17 @@ class Mosaic(Rule):
             _centre(length, bits.further[axis, 0], self.split)
             for axis, length in enumerate(lengths)
         ]
-        middle, ends = jnp.stack(centre, axis=1)[:, None], np.array(lengths, np.int32)
-        corners = (bits.switch >> 30).astype(jnp.int32)[:, None] ^ np.arange(4, dtype=np.int32)
+        middle, ends = jnp.stack(centre, axis=1)[:, None], np.array([[lengths]], np.int32)
+        corners = (bits.switch >> 30).astype(jnp.int32)[:, None] ^ np.arange(4, dtype=np.int32)[
+            None
+        ]
         is_far = jnp.stack([corners >> 1, corners & 1], axis=-1) == 1  # [B, 4, 2]
         start = jnp.where(is_far, middle, np.int32(0))
         stop = jnp.where(is_far, ends, middle)
         shift = jnp.where(is_far, middle, middle - ends)
         tiles = jnp.stack([start, stop], axis=-1)
-        whole = np.zeros((4, 2, 2), np.int32)
-        whole[0, :, 1] = ends  # the tiles of a record that is not mixed
+        whole = np.zeros((1, 4, 2, 2), np.int32)
+        whole[0, 0, :, 1] = lengths  # the tiles of a record that is not mixed
         tiles = jnp.where(mixed[:, None, None, None], tiles, whole)
         shift = jnp.where(mixed[:, None, None], shift, np.int32(0))
         pixels = jnp.prod((tiles[..., 1] - tiles[..., 0]).astype(jnp.float32), axis=-1)

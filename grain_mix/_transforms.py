@@ -1,4 +1,4 @@
-"""The Grain transforms: four classes, their fields and their documentation."""
+"""The Grain transforms: their fields and their documentation."""
 
 import abc
 import dataclasses

@@ -57,7 +57,15 @@ def test_transforms_know_no_kind_by_name_but_the_short_forms() -> None:
             if module.startswith("targets")
             for each in names
         }
-        assert kinds <= {"Target", "Space", "OneHot", "Ready", "check_count", "ValueMap"}, (
+        assert kinds <= {
+            "Target",
+            "Space",
+            "OneHot",
+            "Ready",
+            "check_count",
+            "check_smoothing",
+            "ValueMap",
+        }, (
             name,
             kinds,
         )

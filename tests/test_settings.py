@@ -82,15 +82,19 @@ def everything(seed: int) -> dict[str, np.ndarray]:
     transform, sharded = gm.MixBatch(**options), gm.MixBatch(**options, sharding=over(2))
     boxes = gm.MixBatch(**options | {"targets": targets | {"boxes": gm.Boxes("rel_xyxy")}})
     brings = gm.MixUpBatch(gm.Beta(2, 8), partner_key="other", **options)
+    mosaic = gm.MosaicBatch(label_key=None, targets={"boxes": gm.Boxes("rel_xyxy")})
     words = jax.device_put(np.array([1, 2], np.uint32))
     key = jax.random.wrap_key_data(words, impl="threefry2x32")
     seedless = {name: value for name, value in batch.items() if name != "mix_seed"}
     partner, lam = np.arange(8) ^ 1, np.array([0.25, 0.75, 1, 0] * 2)
-    box = np.array([[[1, 3], [2, 5]]] * 8)
+    box, points = np.array([[[1, 3], [2, 5]]] * 8), rng.random((8, 4, 2)) * sides
     out = {
         "float map": gm.WeightMapMixBatch(fog, **options).map(batch),
         "bool map": jax.jit(gm.WeightMapMixBatch(coins, **options).mix)(jax.device_put(batch)),
         "boxes": boxes.map(batch),
+        "mosaic": mosaic.map(batch),
+        "three": gm.MixUpBatch(sources=3, num_classes=5).map(batch),
+        "points": gm.MosaicBatch().draw(batch["mix_seed"], (8, *sides, 3)).weights_at(points),
         "key": transform.mix(seedless, key=key),
         "partner": brings.map(batch | {"other": other}),
         "map": transform.map(batch),

@@ -151,7 +151,7 @@ class MultiHot(Target):
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
 class Soft(Target):
-    """Floats that speak of the whole image: soft labels, regression, a teacher's outputs.
+    """Floats that speak of the whole image: soft labels, regression, a teacher's probabilities.
 
     In: floats `[B, ...]`. Out: `float32`, averaged with the label weights.
 
