@@ -197,9 +197,8 @@ class Mosaic(Rule):
             for axis, length in enumerate(lengths)
         ]
         middle, ends = jnp.stack(centre, axis=1)[:, None], np.array([[lengths]], np.int32)
-        corners = (bits.switch >> 30).astype(jnp.int32)[:, None] ^ np.arange(4, dtype=np.int32)[
-            None
-        ]
+        own = (bits.switch >> 30).astype(jnp.int32)[:, None]
+        corners = own ^ np.arange(4, dtype=np.int32)[None]
         is_far = jnp.stack([corners >> 1, corners & 1], axis=-1) == 1  # [B, 4, 2]
         start = jnp.where(is_far, middle, np.int32(0))
         stop = jnp.where(is_far, ends, middle)

@@ -1,13 +1,14 @@
 """Objects: their boxes, what goes with each of them, and their masks."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._arithmetic import hidden_one, rounded
+from grain_mix._arithmetic import hidden_one, multiply_add, rounded
 from grain_mix._blend import Weights, blend
 from grain_mix._draw import Draw
 from grain_mix._dtypes import WIDE, check_copied, check_narrow, check_pixels, is_float, is_integer
@@ -170,7 +171,7 @@ class Boxes(Target):
     def _wrong(self, boxes: np.ndarray, size: np.ndarray) -> tuple[str, str, str] | None:
         """What came, what was expected and the fix, if boxes do not fit this format."""
         scale = self._scale(tuple(size))
-        low, high = self._corners(boxes.astype(np.float64) * scale)
+        low, high = self._corners(boxes.astype(np.float64), scale)
         if "xywh" not in self.format and (low > high).any():
             return "a first corner beyond the second", "the lower corner first", "correct them"
         real = (low < high).all(-1)
@@ -208,8 +209,7 @@ class Boxes(Target):
         draw, size = _rows_first(draw, space.axes), self._size(space)
         for r, fields in enumerate(mixed):
             boxes, shown = fields[""], _shown(draw, r, size)
-            pixels = boxes.astype(jnp.float32) * self._scale(size)
-            before = self._corners(rounded(pixels) if self._is_relative else pixels)
+            before = self._corners(boxes.astype(jnp.float32), self._scale(size), multiply_add)
             inside = _clipped(before, np.float32(0), np.array(size, np.float32).reshape(1, 1, 2))
             low, high, visible, area = (*shown.part(inside), _area(*inside))
             if self.masks is not None:
@@ -237,18 +237,22 @@ class Boxes(Target):
         sides = size if self.format.endswith("yxyx") else size[::-1]
         return np.array(sides * 2 if self._is_relative else (1,) * 4, np.float32).reshape(1, 1, 4)
 
-    def _corners(self, boxes: Any) -> tuple[Any, Any]:
-        """Lower and upper corners `[B, N, 2]`, rows first, of boxes in pixels."""
+    def _corners(
+        self, boxes: Any, scale: Any, multiply_add: Callable[..., Any] = lambda a, b, c: a * b + c
+    ) -> tuple[Any, Any]:
+        """Lower and upper corners `[B, N, 2]`, rows first, in pixels, of which one is `scale`."""
         name = self.format.removeprefix("rel_")
-        first, second = boxes[..., :2], boxes[..., 2:]
-        if name != "yxyx":
-            first, second = first[..., ::-1], second[..., ::-1]
+        turn = slice(None, None, None if name == "yxyx" else -1)
+        first, second, scale = (
+            x[..., turn] for x in (boxes[..., :2], boxes[..., 2:], scale[..., :2])
+        )
+        none = np.zeros((1, 1, 1), np.float32)
+        low, high = multiply_add(first, scale, none), multiply_add(second, scale, none)
         if name == "xywh":
-            second = first + second
+            high = multiply_add(second, scale, low)
         elif name == "center_xywh":
-            half = second / 2
-            first, second = first - half, first + half
-        return first, second
+            low, high = low - high / 2, low + high / 2
+        return low, high
 
     def _like_input(
         self, boxes: jax.Array, before: Corners, after: Corners, shift: Any, size: tuple[int, ...]
@@ -268,7 +272,7 @@ class Boxes(Target):
             )
         changed = jnp.concatenate([first, second], axis=-1)
         if self._is_relative:
-            changed = changed / (self._scale(size) * hidden_one(changed))
+            changed = changed * (np.float32(1) / self._scale(size))
         same = jnp.concatenate([first_same, second_same], axis=-1)
         return jnp.where(same, boxes, changed.astype(boxes.dtype))
 
@@ -390,8 +394,8 @@ def _without(box: Corners, pasted: Corners) -> Part:
     new_high = jnp.where(may_cut & to_high & ~from_low, start, high)
     is_changed = ((new_low != low) | (new_high != high)).any(-1)
     sides = jnp.subtract(*_clipped(box, start, stop)[::-1])
-    covered = rounded(sides[..., 0] * sides[..., 1])
-    visible = jnp.where(is_changed, _area(new_low, new_high), _area(low, high) - covered)
+    beside = multiply_add(-sides[..., 0], sides[..., 1], _area(low, high))
+    visible = jnp.where(is_changed, _area(new_low, new_high), beside)
     hidden = meets.all(-1) & spans.all(-1)
     return new_low, new_high, jnp.where(hidden, np.float32(0), visible)
 
