@@ -40,6 +40,8 @@ def halves(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Arra
 
 
 by_map = gm.WeightMapMixBatch(halves, alpha=0.5, num_classes=16)
+by_objects = gm.WeightMapMixBatch(gm.maps.CopyPaste("masks", chance=0.5), num_classes=16)
+by_classes = gm.WeightMapMixBatch(gm.maps.ClassMix("map", ignore=255), num_classes=16)
 
 detection = gm.MixBatch(
     image_key="inputs/image",
