@@ -13,6 +13,7 @@ first. The order of `spatial_axes` changes nothing for these three.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_mix._bits import chance
-from grain_mix._dtypes import is_float, is_integer, narrow_dtype
+from grain_mix._dtypes import is_integer, narrow_dtype
 from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
 from grain_mix._fields import as_name
 from grain_mix._fixed_point import ONE, to_fixed
@@ -495,10 +496,11 @@ class SaliencyMix(_Reading):
     ) -> jax.Array:
         """The weights of one record's own pixels."""
         field = partner[self.name]
-        has_peak = field.max() > field.min()  # false for NaN too
-        if is_float(field.dtype):
-            has_peak &= ~jnp.isnan(field).any()
-        peak = jnp.unravel_index(jnp.argmax(field), lengths)
+        largest, size = field.max(), math.prod(lengths)
+        has_peak = largest > field.min()  # false where both are NaN, as one NaN makes them
+        # With argmax the whole of mixing took a third longer on a CPU.
+        place = jnp.where(field == largest, jnp.arange(size).reshape(lengths), size).min()
+        peak = jnp.unravel_index(place, lengths)
         uniform = jax.random.bits(key, (len(lengths),), "uint32")
         box_weight = ONE - to_fixed(lam).astype(jnp.uint32)
         inside = jnp.ones(lengths, bool)
