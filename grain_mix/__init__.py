@@ -11,14 +11,14 @@ The modules, in the order in which a batch meets them:
 - `_mixing`: bring, draw, move, mix; all that is compiled
 - `_sources`: bring: who is mixed with whom
 - `_rules`, `_laws`, `_bits`: draw: from seeds to a `Draw`, which is in `_draw`
-- `_maps`, `_weight_maps`: a map's function is checked, and run; `maps`: those to import
+- `_map_functions`, `_weight_maps`: a map's function is checked, and run; `maps`: those to import
 - `_move`: move: images of a mosaic
 - `_blend`, `_arithmetic`, `_packed`: mix: one formula, exact for every dtype, in three forms
 - `targets`: what a field says about the image, one class for each kind
 - `_functions`: the formulas as public functions
 - `_sharding`, `_memory`: on the host, or over the devices of a sharding; memory that XLA shares
 - `_fields`, `_axes`, `_dtypes`, `_fixed_point`: names, axes, dtypes, and weights as whole numbers
-- `_trace`, `_identity`: what a user's function does, and which parameters are alike
+- `_purity`, `_identity`: what a user's function does, and which parameters are alike
 - `_guards`: what surrounds each call into JAX
 - `_errors`, `_chance`: how an error reads, and what is no chance
 """

@@ -18,24 +18,24 @@ EXAMPLES = {  # by the number of axes
 MORE_AXES = "(3, 4) if height and width are axes 3 and 4, with the batch as axis 0"
 
 
-def as_axes(where: str, option: str, axes: Any) -> tuple[int, ...] | None:
+def as_axes(caller: str, option: str, axes: Any) -> tuple[int, ...] | None:
     """Checks axes as far as that is possible without an image."""
     fix = "pass those of the batch, like (1, 2) for [B, H, W, C] and (1,) for [B, T]"
     if axes is None:
         return None
     axes = tuple(axes) if isinstance(axes, list) else axes
-    came = f"{option}={quote(axes)}"
+    got = f"{option}={quote(axes)}"
     if not isinstance(axes, tuple) or not axes or not all(map(is_int, axes)):
-        fail(TypeError, where, came, "a tuple of axes", fix)
+        fail(TypeError, caller, got, "a tuple of axes", fix)
     if 0 in axes:
-        fail(ValueError, where, came, "no 0, which is the batch axis", fix)
+        fail(ValueError, caller, got, "no 0, which is the batch axis", fix)
     if len(set(axes)) < len(axes):
-        fail(ValueError, where, came, "each axis once", fix)
+        fail(ValueError, caller, got, "each axis once", fix)
     return tuple(map(int, axes))
 
 
 def axes_of(
-    where: str, axes: tuple[int, ...] | None, name: str, shape: tuple[int, ...]
+    caller: str, axes: tuple[int, ...] | None, name: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Returns the axes of an image of this shape, counted from the front, after checking them.
 
@@ -43,47 +43,51 @@ def axes_of(
     """
     if axes is None:
         if len(shape) != 4 or not shape[3] <= min(MOST_CHANNELS, shape[1] - 1, shape[2] - 1):
-            came = f"spatial_axes=None for {name!r} of shape {list(shape)}"
+            got = f"spatial_axes=None for {name!r} of shape {list(shape)}"
             expected = f"[B, H, W, C] with at most {MOST_CHANNELS} channels, or axes with names"
             fix = "say which axes are height and width, or time: spatial_axes="
             fix += EXAMPLES.get(len(shape), MORE_AXES)
-            fail(ValueError, where, came, expected, fix)
+            fail(ValueError, caller, got, expected, fix)
         axes = (1, 2)
     else:
-        axes = front_axes(where, "spatial_axes", axes, name, shape)
-        _warn_of_channels(where, axes, name, shape)
-    return front_axes(where, "spatial_axes", axes, name, shape)
+        axes = front_axes(caller, "spatial_axes", axes, name, shape)
+        _warn_of_channels(caller, axes, name, shape)
+    return front_axes(caller, "spatial_axes", axes, name, shape)
 
 
 def front_axes(
-    where: str, option: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]
+    caller: str, option: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Axes counted from the front, after checking that an array of this shape has them."""
     front = tuple(axis + len(shape) if axis < 0 else axis for axis in axes)
     if any(not 0 < axis < len(shape) for axis in front) or len(set(front)) < len(front):
-        came = f"{option}={axes} for {name!r} of shape {list(shape)}"
+        got = f"{option}={axes} for {name!r} of shape {list(shape)}"
         fix = f"pass {EXAMPLES.get(len(shape), MORE_AXES)}"
-        fail(ValueError, where, came, f"different axes from 1 to {len(shape) - 1}", fix)
+        fail(ValueError, caller, got, f"different axes from 1 to {len(shape) - 1}", fix)
     if any(shape[axis] > LONGEST for axis in front):
-        came = f"{name!r} of shape {list(shape)}"
-        fail(ValueError, where, came, f"at most {LONGEST} pixels along an axis", "split it up")
+        got = f"{name!r} of shape {list(shape)}"
+        fail(ValueError, caller, got, f"at most {LONGEST} pixels along an axis", "split it up")
     return front
 
 
-def check_axes_to_cut(where: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+def check_axes_to_cut(
+    caller: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]
+) -> None:
     """Checks that the paper's box can cut an image along each of these axes.
 
     On an axis of length 1 it is empty, so nothing would ever be mixed. A box by `minmax` cuts it.
     """
     if all(shape[axis] > 1 for axis in axes):
         return
-    came = f"spatial_axes={axes} for {name!r} of shape {list(shape)}, whose box would be empty"
+    got = f"spatial_axes={axes} for {name!r} of shape {list(shape)}, whose box would be empty"
     rest = tuple(axis for axis in axes if shape[axis] > 1)
     fix = f"leave out what is of length 1: spatial_axes={rest}" if rest else "use MixUpBatch"
-    fail(ValueError, where, came, "axes longer than 1", f"{fix}; or pass minmax, which cuts it too")
+    fail(ValueError, caller, got, "axes longer than 1", f"{fix}; or pass minmax, which cuts it too")
 
 
-def _warn_of_channels(where: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+def _warn_of_channels(
+    caller: str, axes: tuple[int, ...], name: str, shape: tuple[int, ...]
+) -> None:
     """Warns, once per process, if axes that the user has named look like channels."""
     for axis in axes:
         rest = tuple(other for other in range(1, len(shape)) if other != axis)
@@ -92,7 +96,7 @@ def _warn_of_channels(where: str, axes: tuple[int, ...], name: str, shape: tuple
             layout = "[B, C, ...]" if axis == 1 else "[B, ..., C]"
             warn_once(
                 "channels",
-                f"{where}: spatial_axes={axes} for {name!r} of shape {list(shape)} spans axis "
+                f"{caller}: spatial_axes={axes} for {name!r} of shape {list(shape)} spans axis "
                 f"{axis}, of length {shape[axis]}, so some channels come from one record and some "
                 f"from the other if the layout is {layout}; then pass {rest}, or some of them. If "
                 "this axis is no channels, ignore this.",

@@ -58,23 +58,23 @@ def chance(bits: jax.Array, probability: float) -> jax.Array:
 # --- the key of a step, in place of seeds --------------------------------------------------------
 
 
-def words_of_key(where: str, key: Any) -> jax.Array:
+def words_of_key(caller: str, key: Any) -> jax.Array:
     """The data of a JAX key, new style or old, as `uint32 [n]`."""
     fix = "pass one key of this step, such as jax.random.fold_in(key, step)"
     if not isinstance(key, jax.Array | np.ndarray):
         if hasattr(key, "split") or callable(key):  # flax.nnx.Rngs, and one of its streams
             fix = "pass a key: of flax.nnx.Rngs one is rngs.mix(); " + fix
-        fail(TypeError, where, f"key is {describe(key)}", "a key of jax.random", fix)
+        fail(TypeError, caller, f"key is {describe(key)}", "a key of jax.random", fix)
     if jax.sharding.get_abstract_mesh().manual_axes:
-        came = "a key inside shard_map or pmap, where all shards would draw alike"
+        got = "a key inside shard_map or pmap, where all shards would draw alike"
         fix = "there, add a field of seeds outside, and leave key out"
-        fail(ValueError, where, came, "a key outside, or seeds", fix)
+        fail(ValueError, caller, got, "a key outside, or seeds", fix)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape:
-            fail(ValueError, where, f"key is {describe(key)}", "one key, not several", fix)
+            fail(ValueError, caller, f"key is {describe(key)}", "one key, not several", fix)
         return jax.random.key_data(key)
     if str(key.dtype) != "uint32" or key.ndim != 1 or not key.size:
-        fail(TypeError, where, f"key is {describe(key)}", "one key of jax.random", fix)
+        fail(TypeError, caller, f"key is {describe(key)}", "one key of jax.random", fix)
     return jnp.asarray(key)
 
 

@@ -143,12 +143,12 @@ class Draw:
             axes = self.weights.ndim - len(size)
         if positions.shape[: len(size)] != size or positions.ndim <= len(size):
             fix = "give each record its points; jax.vmap gives the draw of one record"
-            came = f"points is {describe(positions)} for the draw of {size[0]} records"
-            fail(ValueError, f"Draw.{method}", came, f"[{size[0]}, ..., n]", fix)
+            got = f"points is {describe(positions)} for the draw of {size[0]} records"
+            fail(ValueError, f"Draw.{method}", got, f"[{size[0]}, ..., n]", fix)
         if axes is not None and positions.shape[-1] != axes:
             fix = "give the position along each axis of the box, in the order of spatial_axes"
-            came = f"points is {describe(positions)}"
-            fail(ValueError, f"Draw.{method}", came, f"[..., {axes}]", fix)
+            got = f"points is {describe(positions)}"
+            fail(ValueError, f"Draw.{method}", got, f"[..., {axes}]", fix)
         return positions
 
 

@@ -34,7 +34,7 @@ def native_fix(dtype: Any) -> str:
     return f"its bytes are swapped, so cast it before, .astype(np.{dtype.newbyteorder('=')})"
 
 
-def check_pixels(where: str, name: str, value: Any, averaged: bool) -> None:
+def check_pixels(caller: str, name: str, value: Any, averaged: bool) -> None:
     """Checks that JAX holds what an image has and, where it is blended, that it has an average."""
     dtype = str(value.dtype)
     allowed = AVERAGED if averaged else (*AVERAGED, "bool")
@@ -47,20 +47,20 @@ def check_pixels(where: str, name: str, value: Any, averaged: bool) -> None:
             fix = "convert it to its magnitude, or to real and imaginary parts as channels"
         else:
             fix = native_fix(value.dtype) or "decode or convert it to one of these before Batch"
-        fail(TypeError, where, f"{name!r} is {dtype}", f"one of {', '.join(allowed)}", fix)
+        fail(TypeError, caller, f"{name!r} is {dtype}", f"one of {', '.join(allowed)}", fix)
     if 0 in value.shape:
         fix = "filter empty images out before"
-        fail(ValueError, where, f"{name!r} is {describe(value)}", "at least one pixel", fix)
+        fail(ValueError, caller, f"{name!r} is {describe(value)}", "at least one pixel", fix)
 
 
-def check_copied(where: str, name: str, value: Any) -> None:
+def check_copied(caller: str, name: str, value: Any) -> None:
     """Checks that JAX can hold a field that is copied, though perhaps in 32 bits."""
     if str(value.dtype) not in (*AVERAGED, *WIDE, "bool", "complex64"):
         fix = native_fix(value.dtype) or "encode it as numbers, such as token ids"
-        fail(TypeError, where, f"{name!r} is {describe(value)}", "numbers", fix)
+        fail(TypeError, caller, f"{name!r} is {describe(value)}", "numbers", fix)
     if 0 in value.shape:
         fix = "drop the field, or filter out records where it is empty"
-        fail(ValueError, where, f"{name!r} is {describe(value)}", "at least one entry", fix)
+        fail(ValueError, caller, f"{name!r} is {describe(value)}", "at least one entry", fix)
 
 
 def narrow_dtype(dtype: Any) -> np.dtype[Any]:
@@ -69,7 +69,7 @@ def narrow_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(f"{name[:-2]}32") if name in WIDE else np.dtype(dtype)
 
 
-def check_narrow(where: str, name: str, values: np.ndarray, *, always: bool = False) -> None:
+def check_narrow(caller: str, name: str, values: np.ndarray, *, always: bool = False) -> None:
     """Checks that values stay apart in the dtype in which JAX holds them.
 
     With x64 JAX holds 64 bits, unless it is `always` made 32. Integers must keep their values.
@@ -82,19 +82,19 @@ def check_narrow(where: str, name: str, values: np.ndarray, *, always: bool = Fa
         return
     lost = _overflow(values, kept) or (values.dtype.kind == "f" and _merge(_sample(values)))
     if lost:
-        came = f"{name!r} is {describe(values)} from {values.min()} to {values.max()}"
+        got = f"{name!r} is {describe(values)} from {values.min()} to {values.max()}"
         fix = "scale or offset it, split it in two, drop the field before Batch, or set "
         expected = f"values that {kept} tells apart, in which JAX holds it"
-        fail(ValueError, where, came, expected, f"{fix}jax_enable_x64")
+        fail(ValueError, caller, got, expected, f"{fix}jax_enable_x64")
 
 
-def check_finite(where: str, name: str, values: np.ndarray) -> None:
+def check_finite(caller: str, name: str, values: np.ndarray) -> None:
     """Checks that float32 has no infinity in the place of a finite value."""
     if _overflow(values, np.dtype(np.float32)):
         finite = values[np.isfinite(values)]
-        came = f"{name!r} from {finite.min()} to {finite.max()}"
+        got = f"{name!r} from {finite.min()} to {finite.max()}"
         expected = f"values that float32 holds, to {np.finfo(np.float32).max}"
-        fail(ValueError, where, came, expected, "scale them")
+        fail(ValueError, caller, got, expected, "scale them")
 
 
 def _overflow(values: np.ndarray, dtype: np.dtype[Any]) -> bool:

@@ -12,9 +12,9 @@ T = TypeVar("T")
 WARNED: set[str] = set()  # the topics that this process has been warned of
 
 
-def fail(error: type[Exception], where: str, came: str, expected: str, fix: str) -> NoReturn:
+def fail(error: type[Exception], caller: str, got: str, expected: str, fix: str) -> NoReturn:
     """Raises `error` with one message of the same form everywhere."""
-    raise error(f"{where}: {came}; expected {expected}; {fix}")
+    raise error(f"{caller}: {got}; expected {expected}; {fix}")
 
 
 def warn_once(topic: str, text: str) -> None:
@@ -59,7 +59,7 @@ def did_you_mean(word: Any, words: Iterable[Any]) -> str:
 
 def explains_mistakes(transform: type[T]) -> type[T]:
     """Lets a class be made with wrong arguments only to say which ones there are."""
-    where = transform.__name__
+    caller = transform.__name__
     made: Callable[..., None] = transform.__init__
     all_fields: Any = dataclasses.fields(transform)  # type: ignore[arg-type]
     positional = sum(not field.kw_only for field in all_fields)
@@ -68,21 +68,21 @@ def explains_mistakes(transform: type[T]) -> type[T]:
     @functools.wraps(made)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         if args and isinstance(args[0], Mapping | Iterator):  # Grain calls what it takes to be one
-            came = f"the class was given in place of a transform, and called with {kind(args[0])}"
-            fix = f"write {where}(), with brackets"
-            fail(TypeError, where, came, "a transform", fix)
+            got = f"the class was given in place of a transform, and called with {kind(args[0])}"
+            fix = f"write {caller}(), with brackets"
+            fail(TypeError, caller, got, "a transform", fix)
         for field in sorted(set(kwargs) - set(fields)):
             hint = _near(field, fields)
-            came = f"an unknown parameter {field!r}"
-            fail(TypeError, where, came, f"one of {', '.join(fields)}", f"{hint}see the docstring")
+            got = f"an unknown parameter {field!r}"
+            fail(TypeError, caller, got, f"one of {', '.join(fields)}", f"{hint}see the docstring")
         if len(args) > positional:
-            came = f"{len(args)} parameters without a name"
+            got = f"{len(args)} parameters without a name"
             fix = (
                 f"write names, such as {fields[positional]}=..."
                 if fields[positional:]
                 else "drop one"
             )
-            fail(TypeError, where, came, f"at most {positional}", fix)
+            fail(TypeError, caller, got, f"at most {positional}", fix)
         made(self, *args, **kwargs)
 
     setattr(transform, "__init__", checked)  # noqa: B010 (mypy refuses the plain assignment)

@@ -16,29 +16,29 @@ Path = tuple[Any, ...]  # from the batch to a field, through dicts and tuples
 DROPPED = object()
 
 
-def as_name(where: str, option: str, value: Any) -> str:
+def as_name(caller: str, option: str, value: Any) -> str:
     """A field's name, or its position in a tuple, as a string."""
     if is_int(value):
         return str(int(value))
     if not isinstance(value, str) or not value:
         fix = "pass a string like 'image', or a position in a tuple"
-        fail(TypeError, where, f"{option}={quote(value)}", "a field's name", fix)
+        fail(TypeError, caller, f"{option}={quote(value)}", "a field's name", fix)
     return value
 
 
-def as_names(where: str, field: str, value: Any) -> tuple[str, ...]:
+def as_names(caller: str, field: str, value: Any) -> tuple[str, ...]:
     """A tuple of names of fields."""
     if isinstance(value, str) or not isinstance(value, tuple | list):
         fix = f"pass a tuple like ({value!r},)"
-        fail(TypeError, where, f"{field}={quote(value)}", "a tuple of names", fix)
-    return tuple(as_name(where, field, name) for name in value)
+        fail(TypeError, caller, f"{field}={quote(value)}", "a tuple of names", fix)
+    return tuple(as_name(caller, field, name) for name in value)
 
 
-def check_container(where: str, batch: Any) -> None:
+def check_container(caller: str, batch: Any) -> None:
     """Checks that a batch has named fields, or is a tuple of fields."""
     if not isinstance(batch, Mapping | tuple):
         fix = 'let records be dicts, like {"image": image, "label": label}, or tuples'
-        fail(TypeError, where, f"a batch that is {kind(batch)}", "a dict or a tuple", fix)
+        fail(TypeError, caller, f"a batch that is {kind(batch)}", "a dict or a tuple", fix)
 
 
 def locate(tree: Any, name: str) -> Path | None:
@@ -101,19 +101,19 @@ def has(tree: Any, path: Path) -> bool:
     return True
 
 
-def find(where: str, batch: Any, name: str, fix: str) -> Path:
+def find(caller: str, batch: Any, name: str, fix: str) -> Path:
     """The path to a field, after checking that it is there and is an array."""
     path = locate(batch, name)
     if path is None:
         names = [show(other) for other in leaves(batch)]
-        came = f"no field {name!r} among {sorted(names)}"
+        got = f"no field {name!r} among {sorted(names)}"
         if isinstance(batch, tuple):
-            came = f"no field {name!r} in a tuple of {len(batch)}, with {sorted(names)}"
+            got = f"no field {name!r} in a tuple of {len(batch)}, with {sorted(names)}"
         if isinstance(under := _list_above(batch, name), str):
             fix = f"{under!r} is a list, which is not looked into: make it a tuple or a dict"
-            fail(KeyError, where, came, f"a field {name!r} in the batch", fix)
+            fail(KeyError, caller, got, f"a field {name!r} in the batch", fix)
         close = did_you_mean(name, names)
-        fail(KeyError, where, came, f"a field {name!r} in the batch", close + fix)
+        fail(KeyError, caller, got, f"a field {name!r} in the batch", close + fix)
     value = get(batch, path)
     if not is_array(value):
         fix = (
@@ -125,8 +125,8 @@ def find(where: str, batch: Any, name: str, fix: str) -> Path:
         if isinstance(value, Mapping | tuple):
             names = [repr(f"{name}/{show(below)}") for below in leaves(value)]
             fix = f"name a field inside it, such as {' or '.join(names[:3])}"
-        fail(TypeError, where, f"{name!r} is {describe(value)}", "an array [B, ...]", fix)
-    check_array(where, name, value)
+        fail(TypeError, caller, f"{name!r} is {describe(value)}", "an array [B, ...]", fix)
+    check_array(caller, name, value)
     return path
 
 
@@ -139,18 +139,18 @@ def _list_above(tree: Any, name: str) -> str | None:
     return None
 
 
-def check_array(where: str, name: str, value: Any) -> None:
+def check_array(caller: str, name: str, value: Any) -> None:
     """Checks that an array is one of NumPy's or JAX's, and says all that it holds."""
     if isinstance(value, np.ma.MaskedArray):
         fix = 'fill it before, value.filled(0), and keep the mask as a field, "mask": value.mask'
-        fail(TypeError, where, f"{name!r} is a masked array", "an array without a mask", fix)
+        fail(TypeError, caller, f"{name!r} is a masked array", "an array without a mask", fix)
     if not isinstance(value.dtype, np.dtype):
         library = type(value).__module__.partition(".")[0]
-        came = f"{name!r} is {kind(value)} of {library}, {describe(value)}"
+        got = f"{name!r} is {kind(value)} of {library}, {describe(value)}"
         fix = "convert it before Batch, np.asarray(value)"
         if library in ("jax", "jaxlib"):  # JAX's keys
             fix = "pass numbers, such as jax.random.key_data(key)"
-        fail(TypeError, where, came, "an array of NumPy or JAX", fix)
+        fail(TypeError, caller, got, "an array of NumPy or JAX", fix)
 
 
 def leaves(tree: Any) -> dict[Path, Any]:

@@ -131,7 +131,7 @@ def _mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
         lam = lam.astype(jnp.float32)
         return blend((Source(x), Source(x, partner)), Weights(jnp.stack([lam, 1 - lam], axis=1)))
 
-    mixed: jax.Array = _sharding.gathered(formula, x, partner, lam)
+    mixed: jax.Array = _sharding.on_gathered(formula, x, partner, lam)
     return mixed
 
 
@@ -143,7 +143,7 @@ def _cutmix(
         weights = Weights(box=box.astype(jnp.int32))
         return blend((Source(x), Source(x, partner)), weights, spatial_axes)
 
-    mixed: jax.Array = _sharding.gathered(formula, x, partner, box)
+    mixed: jax.Array = _sharding.on_gathered(formula, x, partner, box)
     return mixed
 
 
@@ -159,30 +159,30 @@ def _mosaic(
             mixed = blend((Source(mixed), Source(moved)), weights, axes)
         return mixed
 
-    mixed: jax.Array = _sharding.gathered(formula, x, tiles, shift, sources)
+    mixed: jax.Array = _sharding.on_gathered(formula, x, tiles, shift, sources)
     return mixed
 
 
-def _check_arrays(where: str, images: Any, partner: Any, averaged: bool) -> None:
+def _check_arrays(caller: str, images: Any, partner: Any, averaged: bool) -> None:
     named = {"images": images} | ({} if partner is None else {"partner": partner})
     for field, value in named.items():
         if not is_array(value) or value.shape[:1] in ((), (0,)):
             fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
-            came = f"{field} is {describe(value)}"
-            fail(TypeError, where, came, "an array [B, ...] with B > 0", fix)
-        check_array(where, field, value)
+            got = f"{field} is {describe(value)}"
+            fail(TypeError, caller, got, "an array [B, ...] with B > 0", fix)
+        check_array(caller, field, value)
     if 0 not in images.shape:
-        check_pixels(where, "images", images, averaged)
+        check_pixels(caller, "images", images, averaged)
     size = images.shape[0]
     if partner is None:
         return
     if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
         fix = "pass the batch position of each record's partner"
-        fail(ValueError, where, f"partner is {describe(partner)}", f"integers [{size}]", fix)
-    _check_range(where, "partner", partner, 0, size - 1, "partners count from 0")
+        fail(ValueError, caller, f"partner is {describe(partner)}", f"integers [{size}]", fix)
+    _check_range(caller, "partner", partner, 0, size - 1, "partners count from 0")
 
 
-def _as_lam(where: str, lam: Any, size: int) -> Any:
+def _as_lam(caller: str, lam: Any, size: int) -> Any:
     """Checks the weights of `mixup`, and returns them as an array."""
     if not is_array(lam):
         try:
@@ -191,43 +191,43 @@ def _as_lam(where: str, lam: Any, size: int) -> Any:
             lam = np.empty((), object)
     if lam.shape != (size,):
         fix = f"for one weight for all pass np.full({size}, lam)"
-        fail(ValueError, where, f"lam of shape {lam.shape}", f"[{size}]", fix)
+        fail(ValueError, caller, f"lam of shape {lam.shape}", f"[{size}]", fix)
     if str(lam.dtype) not in (*INTEGERS, *FLOATS, "bool"):
         fix = native_fix(lam.dtype) or "pass floats"
-        fail(TypeError, where, f"lam is {describe(lam)}", f"numbers [{size}]", fix)
-    _check_range(where, "lam", lam, 0, 1, "clip lam to this")
+        fail(TypeError, caller, f"lam is {describe(lam)}", f"numbers [{size}]", fix)
+    _check_range(caller, "lam", lam, 0, 1, "clip lam to this")
     return lam
 
 
 def _check_box(
-    where: str, box: Any, axes: Sequence[int] | None, shape: tuple[int, ...]
+    caller: str, box: Any, axes: Sequence[int] | None, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Checks the boxes of `cutmix`, and returns their axes, counted from the front."""
     fix = "give each record (start, stop) in pixels along each of the n spatial axes"
     expected = f"integers [{shape[0]}, n, 2]"
     if not is_array(box) or str(box.dtype) not in INTEGERS:
-        fail(TypeError, where, f"box is {describe(box)}", expected, fix)
+        fail(TypeError, caller, f"box is {describe(box)}", expected, fix)
     if len(box.shape) != 3 or box.shape[::2] != (shape[0], 2) or box.shape[1] == 0:
-        fail(ValueError, where, f"box of shape {box.shape}", expected, fix)
+        fail(ValueError, caller, f"box of shape {box.shape}", expected, fix)
     if axes is None:
         axes = tuple(range(1, 1 + box.shape[1]))
-    axes = as_axes(where, "spatial_axes", axes) or ()
-    front = front_axes(where, "spatial_axes", axes, "images", shape)
+    axes = as_axes(caller, "spatial_axes", axes) or ()
+    front = front_axes(caller, "spatial_axes", axes, "images", shape)
     if len(front) != box.shape[1]:
-        came = f"spatial_axes={axes} for box of shape {box.shape}"
-        fail(ValueError, where, came, f"{box.shape[1]} axes, one for each row of a box", fix)
+        got = f"spatial_axes={axes} for box of shape {box.shape}"
+        fail(ValueError, caller, got, f"{box.shape[1]} axes, one for each row of a box", fix)
     fix = "clip it to the image, and take λ from the clipped one"
     if has_values(box):
         values = np.asarray(jax.device_get(box))
         for k, axis in enumerate(front):
-            _check_range(where, f"box[:, {k}]", values[:, k], 0, shape[axis], fix)
+            _check_range(caller, f"box[:, {k}]", values[:, k], 0, shape[axis], fix)
         if (values[..., 0] > values[..., 1]).any():
-            fail(ValueError, where, "box with start > stop", "start <= stop", "swap them")
+            fail(ValueError, caller, "box with start > stop", "start <= stop", "swap them")
     return front
 
 
 def _check_tiles(
-    where: str,
+    caller: str,
     tiles: Any,
     shift: Any,
     sources: Any,
@@ -243,44 +243,44 @@ def _check_tiles(
         ("sources", sources, (shape[0], k)),
     ):
         fix = "give each record its sources, with a tile and a shift for each of them"
-        came, wanted = (
+        got, wanted = (
             f"{field} is {describe(value)}",
             f"integers [{', '.join(map(str, expected))}]",
         )
         if not is_array(value) or str(value.dtype) not in INTEGERS:
-            fail(TypeError, where, came, wanted, fix)
+            fail(TypeError, caller, got, wanted, fix)
         if value.shape != expected or 0 in value.shape:
-            fail(ValueError, where, came, wanted, fix)
+            fail(ValueError, caller, got, wanted, fix)
     axes = tuple(range(1, 1 + tiles.shape[2])) if axes is None else axes
     front = front_axes(
-        where, "spatial_axes", as_axes(where, "spatial_axes", axes) or (), "images", shape
+        caller, "spatial_axes", as_axes(caller, "spatial_axes", axes) or (), "images", shape
     )
     if len(front) != tiles.shape[2]:
-        came = f"spatial_axes={axes} for tiles of shape {tiles.shape}"
-        fail(ValueError, where, came, f"{tiles.shape[2]} axes", "one for each row of a tile")
-    _check_range(where, "sources", sources, 0, shape[0] - 1, "sources count from 0")
+        got = f"spatial_axes={axes} for tiles of shape {tiles.shape}"
+        fail(ValueError, caller, got, f"{tiles.shape[2]} axes", "one for each row of a tile")
+    _check_range(caller, "sources", sources, 0, shape[0] - 1, "sources count from 0")
     if has_values(tiles) and has_values(shift):
         tile, moved = (np.asarray(jax.device_get(x)).astype(np.int64) for x in (tiles, shift))
         lengths = np.array([shape[axis] for axis in front])
         if (tile[..., 0] > tile[..., 1]).any():
-            fail(ValueError, where, "tiles with start > stop", "start <= stop", "swap them")
+            fail(ValueError, caller, "tiles with start > stop", "start <= stop", "swap them")
         is_shown = (tile[..., 0] < tile[..., 1]).all(-1)
         for field, ends in (("tiles", tile), ("tiles - shift", tile - moved[..., None])):
             for axis, length in enumerate(lengths):
                 fix = "let tiles lie in the image, and show what is in their sources"
-                _check_range(where, field, ends[is_shown][:, axis], 0, int(length), fix)
+                _check_range(caller, field, ends[is_shown][:, axis], 0, int(length), fix)
         pixels = (tile[..., 1] - tile[..., 0]).prod(-1).sum(1)
         if (pixels != lengths.prod()).any():
-            came = f"tiles of {pixels.min()} to {pixels.max()} pixels"
+            got = f"tiles of {pixels.min()} to {pixels.max()} pixels"
             fix = "let tiles cover the image, each pixel once"
-            fail(ValueError, where, came, f"{lengths.prod()} pixels, all of the image", fix)
+            fail(ValueError, caller, got, f"{lengths.prod()} pixels, all of the image", fix)
     return front
 
 
-def _check_range(where: str, field: str, value: Any, low: float, high: float, fix: str) -> None:
+def _check_range(caller: str, field: str, value: Any, low: float, high: float, fix: str) -> None:
     if not has_values(value):
         return
     values = np.asarray(jax.device_get(value))
     if not (low <= values.min() and values.max() <= high):
-        came = f"{field} from {values.min()} to {values.max()}"
-        fail(ValueError, where, came, f"{low} <= {field} <= {high}", fix)
+        got = f"{field} from {values.min()} to {values.max()}"
+        fail(ValueError, caller, got, f"{low} <= {field} <= {high}", fix)

@@ -37,32 +37,32 @@ def identity(value: Any) -> Hashable:
     return known
 
 
-def check_frozen(where: str, came: str, value: Any) -> None:
+def check_frozen(caller: str, got: str, value: Any) -> None:
     """Checks that a kind, a map or a law cannot change, and that its hash sees all that it holds.
 
-    `came` says in an error what the user passed.
+    `got` says in an error what the user passed.
     """
     name = type(value).__name__
     params = vars(type(value)).get("__dataclass_params__")
     if params is None or not params.frozen:
         fix = f"decorate class {name} with @dataclasses.dataclass(frozen=True)"
-        fail(TypeError, where, came, "a frozen dataclass, which cannot change", fix)
+        fail(TypeError, caller, got, "a frozen dataclass, which cannot change", fix)
     fix = "let its fields hold numbers, strings and tuples, no lists, dicts or arrays"
-    check_hash(where, came, value, fix)
+    check_hash(caller, got, value, fix)
     seen = {f.name for f in dataclasses.fields(value) if f.compare and f.hash is not False}
     hidden = sorted(_state(value) - seen)
     if hidden:
-        came += f", whose hash does not see {' and '.join(map(repr, hidden))}"
+        got += f", whose hash does not see {' and '.join(map(repr, hidden))}"
         fix = f"let all that {name} holds be fields, without compare=False and hash=False"
-        fail(TypeError, where, came, "a hash that tells apart what differs", fix)
+        fail(TypeError, caller, got, "a hash that tells apart what differs", fix)
 
 
-def check_hash(where: str, came: str, value: Any, fix: str) -> None:
+def check_hash(caller: str, got: str, value: Any, fix: str) -> None:
     """Checks that a parameter has a hash."""
     try:
         hash(value)
     except TypeError:
-        fail(TypeError, where, f"{came}, which has no hash", "one with a hash", fix)
+        fail(TypeError, caller, f"{got}, which has no hash", "one with a hash", fix)
 
 
 def _state(value: Any) -> set[str]:

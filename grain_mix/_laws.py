@@ -122,8 +122,8 @@ class Uniform(Law):
             number = check_number("Uniform", field, getattr(self, field), 1, "pass one like 0.5")
             object.__setattr__(self, field, number)
         if self.low > self.high:
-            came = f"low={self.low}, high={self.high}"
-            fail(ValueError, "Uniform", came, "low <= high", "swap them")
+            got = f"low={self.low}, high={self.high}"
+            fail(ValueError, "Uniform", got, "low <= high", "swap them")
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """The λ that are not exceeded with these probabilities."""
@@ -157,12 +157,12 @@ class Larger(Law):
     law: Law
 
     def __post_init__(self) -> None:
-        came, fix = f"law={quote(self.law)}", "pass one like gm.Beta(0.2, 0.2)"
+        got, fix = f"law={quote(self.law)}", "pass one like gm.Beta(0.2, 0.2)"
         if isinstance(self.law, Larger):
-            fail(TypeError, "Larger", came, "any other law", "drop one of the two gm.Larger")
+            fail(TypeError, "Larger", got, "any other law", "drop one of the two gm.Larger")
         if not isinstance(self.law, Law):
-            fail(TypeError, "Larger", came, "a law", fix)
-        check_frozen("Larger", came, self.law)
+            fail(TypeError, "Larger", got, "a law", fix)
+        check_frozen("Larger", got, self.law)
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """The λ that are not exceeded with these probabilities."""
@@ -172,30 +172,30 @@ class Larger(Law):
 
 
 def check_number(
-    where: str, field: str, value: Any, high: float = math.inf, fix: str = "pass one like 0.2"
+    caller: str, field: str, value: Any, high: float = math.inf, fix: str = "pass one like 0.2"
 ) -> float:
     """A number in [0, high], or in (0, ∞) if `high` is infinite."""
-    came = f"{field}={quote(value)}"
+    got = f"{field}={quote(value)}"
     expected = "a finite number above 0" if math.isinf(high) else f"a number from 0 to {high:g}"
     if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        fail(TypeError, where, came, expected, fix)
+        fail(TypeError, caller, got, expected, fix)
     try:
         number = float(value)
     except OverflowError:  # an int or a fraction beyond all floats
         number = math.nan
     if not (0 < number < high if math.isinf(high) else 0 <= number <= high):  # NaN is neither
-        fail(ValueError, where, came, expected, fix)
+        fail(ValueError, caller, got, expected, fix)
     return number
 
 
-def check_law(where: str, field: str, value: Any) -> float | Law:
+def check_law(caller: str, field: str, value: Any) -> float | Law:
     """A number α, which is Beta(α, α), or a law, whose table is made to see that it is one."""
     if isinstance(value, Law):
-        came = f"{field}={quote(value)}"
-        check_frozen(where, came, value)
+        got = f"{field}={quote(value)}"
+        check_frozen(caller, got, value)
         if type(value).quantile is Law.quantile:
             fix = "write quantile(self, p), or pass one like gm.Beta(2, 8)"
-            fail(TypeError, where, f"{came}, which has no quantile", "a law", fix)
+            fail(TypeError, caller, f"{got}, which has no quantile", "a law", fix)
         table_of(value)
         return value
     off = {"mixup_alpha": "CutMixBatch", "cutmix_alpha": "MixUpBatch"}.get(field, "prob=0")
@@ -206,7 +206,7 @@ def check_law(where: str, field: str, value: Any) -> float | Law:
         fix += f"gm.Uniform({first!r}, {second!r}) for a range"
     if isinstance(value, type) and issubclass(value, Law):
         fix = f"write {value.__name__}(...), with brackets"
-    return check_number(where, field, value, fix=fix)
+    return check_number(caller, field, value, fix=fix)
 
 
 def law_of(alpha: float | Law) -> Law:
@@ -214,14 +214,14 @@ def law_of(alpha: float | Law) -> Law:
     return alpha if isinstance(alpha, Law) else Beta(alpha, alpha)
 
 
-def draw(bits: jax.Array, law: Law) -> jax.Array:
+def sample(bits: jax.Array, law: Law) -> jax.Array:
     """λ as `uint32 [B]` multiples of 2⁻²⁴.
 
     Linear between the points of a table: no loop (rejection sampling needs one, and a loop whose
     length depends on data makes a GPU's host wait), off by less than 1/4096 of probability.
     """
     if type(law) is Larger:
-        lam = draw(bits, law.law)
+        lam = sample(bits, law.law)
         return jnp.maximum(lam, np.uint32(ONE) - lam)
     table = jnp.asarray(table_of(law))
     cell, fraction = bits >> 20, (bits >> 12) & 255
@@ -253,24 +253,24 @@ def _quantiles(_: Hashable, law: Law) -> np.ndarray:
 
 def _on_grid(law: Law, quantile: Callable[[np.ndarray], Any], p: np.ndarray) -> np.ndarray:
     """Quantiles in units of 2⁻²⁴, after checking them; the law is named in errors."""
-    where, values = type(law).__name__, quantile(p.copy())
-    came, fix = f"{quote(law)}.quantile(p) gives", "write it with NumPy, for p as an array"
+    caller, values = type(law).__name__, quantile(p.copy())
+    got, fix = f"{quote(law)}.quantile(p) gives", "write it with NumPy, for p as an array"
     is_array = isinstance(values, np.ndarray) and values.dtype.kind in "fiu"
     if not is_array or values.shape != p.shape:
         expected = f"NumPy's float64 {list(p.shape)}"
-        fail(TypeError, where, f"{came} {describe(values)}", expected, fix)
+        fail(TypeError, caller, f"{got} {describe(values)}", expected, fix)
     grid = np.rint(values.astype(np.float64) * ONE)
     expected = "numbers from 0 to 1 that do not fall"
     fix = "correct it, or its parameters; a λ that does not vary is gm.Uniform(x, x)"
     if not ((grid >= 0) & (grid <= ONE)).all():  # NaN is neither
-        came += f" numbers from {values.min()} to {values.max()}"
-        fail(ValueError, where, came, expected, fix)
+        got += f" numbers from {values.min()} to {values.max()}"
+        fail(ValueError, caller, got, expected, fix)
     falls = np.diff(grid)
     if falls.min() < -1:  # less is rounding
         first = int(falls.argmin())
-        came += f" {values[first]} for p={p[first]}, and {values[first + 1]} for p={p[first + 1]}"
-        fail(ValueError, where, came, expected, fix)
+        got += f" {values[first]} for p={p[first]}, and {values[first + 1]} for p={p[first + 1]}"
+        fail(ValueError, caller, got, expected, fix)
     if type(law) is not Beta and not np.array_equal(values, quantile(p.copy())):
         fix = "leave random numbers out: p is all that λ depends on"
-        fail(ValueError, where, f"{came} other numbers each time", "the same", fix)
+        fail(ValueError, caller, f"{got} other numbers each time", "the same", fix)
     return np.maximum.accumulate(grid).astype(np.uint32)

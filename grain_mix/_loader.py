@@ -46,8 +46,8 @@ class LoaderDataset(grain.IterDataset):
         super().__init__()
         if not isinstance(loader, grain.DataLoader):
             fix = "pass what grain.DataLoader(...) or grain.load(...) returns; datasets go without"
-            came = f"loader is {kind(loader)}"
-            fail(TypeError, "LoaderDataset", came, "a grain.DataLoader", fix)
+            got = f"loader is {kind(loader)}"
+            fail(TypeError, "LoaderDataset", got, "a grain.DataLoader", fix)
         check_agreement(loader)
         self._loader = loader
 
@@ -55,12 +55,12 @@ class LoaderDataset(grain.IterDataset):
         return _LoaderIterator(iter(self._loader))
 
     def __reduce__(self) -> NoReturn:
-        came = "pickled, or copied, as mp_prefetch does"
+        got = "pickled, or copied, as mp_prefetch does"
         fix = (
             "for workers pass worker_count to the grain.DataLoader, and after it use "
             "grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)"
         )
-        fail(TypeError, "LoaderDataset", came, "one that stays in its process", fix)
+        fail(TypeError, "LoaderDataset", got, "one that stays in its process", fix)
 
 
 class _LoaderIterator(grain.DatasetIterator):

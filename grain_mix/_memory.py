@@ -95,9 +95,9 @@ def _same_shape(path: Any, arrays: Sequence[np.ndarray]) -> bool:
     first = arrays[0].shape
     for i, x in enumerate(arrays):
         if x.shape != first:
-            came = f"{_show(path)} is {list(first)} in record 0 and {list(x.shape)} in record {i}"
+            got = f"{_show(path)} is {list(first)} in record 0 and {list(x.shape)} in record {i}"
             fix = "crop, resize or pad it before Batch"
-            fail(ValueError, "aligned_stack", came, "one shape in all records of a batch", fix)
+            fail(ValueError, "aligned_stack", got, "one shape in all records of a batch", fix)
     return True
 
 
@@ -115,8 +115,8 @@ def _check_structures(records: Sequence[Any]) -> None:
     for i, other in enumerate(others, 1):
         for name in sorted(first ^ other):
             here, there = (0, i) if name in first else (i, 0)
-            came = f"{name} is in record {here} and not in record {there}"
-            fail(ValueError, "aligned_stack", came, expected, fix)
+            got = f"{name} is in record {here} and not in record {there}"
+            fail(ValueError, "aligned_stack", got, expected, fix)
 
 
 def _show(path: Any) -> str:

@@ -134,7 +134,7 @@ class Mixing:
             first: the position of the slice's first record in the batch.
         """
         sources = bring(self.setup, inputs)
-        lengths = self.space.lengths if self.space.parts_pixels else ()
+        lengths = self.space.lengths if self.space.has_pixel_weights else ()
         draw = draw_fields(self.setup, inputs, lengths)
         if draw.sources is not None and not isinstance(first, int):
             draw = dataclasses.replace(draw, sources=draw.sources + first)
@@ -195,7 +195,7 @@ def one_record(mixing: Mixing, fields: tuple[Arrays, ...]) -> Draw:
 
     def drawn(fields: tuple[Arrays, ...]) -> Draw:
         inputs, space = Inputs(fields, jnp.zeros(k, jnp.uint32)), mixing.space
-        drawn = draw_fields(mixing.setup, inputs, space.lengths if space.parts_pixels else ())
+        drawn = draw_fields(mixing.setup, inputs, space.lengths if space.has_pixel_weights else ())
         first: Draw = jax.tree.map(lambda x: x[0], drawn)
         return first
 

@@ -29,99 +29,99 @@ def checked_by(check: Check) -> dict[str, Check]:
 
 def check_all(transform: Any) -> None:
     """Checks each field, and keeps its value as a plain float, int, string or tuple."""
-    where = type(transform).__name__
+    caller = type(transform).__name__
     for field in dataclasses.fields(transform):
         check = field.metadata.get("check")  # there is none in fields that a subclass adds
         if check is not None:
-            checked = check(where, field.name, getattr(transform, field.name))
+            checked = check(caller, field.name, getattr(transform, field.name))
             object.__setattr__(transform, field.name, checked)
 
 
 def optional(check: Check) -> Check:
     """The same check, of what may be `None`."""
-    return lambda where, field, value: None if value is None else check(where, field, value)
+    return lambda caller, field, value: None if value is None else check(caller, field, value)
 
 
-def as_chance(where: str, field: str, value: Any) -> float:
+def as_chance(caller: str, field: str, value: Any) -> float:
     """A probability."""
-    chance = check_number(where, field, value, 1, "pass one like 0.5")
+    chance = check_number(caller, field, value, 1, "pass one like 0.5")
     if 0 < chance < 1 and round(chance * ONE) in (0, ONE):
         expected = f"0, 1, or a number from {1 / ONE:.0e} to 1 - {1 / ONE:.0e}"
         fix = f"chances count in steps of 1/{ONE}: round it"
-        fail(ValueError, where, f"{field}={quote(value)}", expected, fix)
+        fail(ValueError, caller, f"{field}={quote(value)}", expected, fix)
     return chance
 
 
-def as_mode(where: str, field: str, value: Any) -> str:
+def as_mode(caller: str, field: str, value: Any) -> str:
     """Who shares a draw."""
     if not (isinstance(value, str) and value in MODES):
         fix = f"{did_you_mean(value, MODES)}see the docstring for what each does"
-        fail(ValueError, where, f"{field}={quote(value)}", f"one of {MODES}", fix)
+        fail(ValueError, caller, f"{field}={quote(value)}", f"one of {MODES}", fix)
     return value
 
 
-def as_minmax(where: str, field: str, value: Any) -> tuple[float, float]:
+def as_minmax(caller: str, field: str, value: Any) -> tuple[float, float]:
     """The fractions of an image's sides between which a box's sides are drawn."""
-    came, fix = f"{field}={quote(value)}", "pass fractions of a side, like (0.2, 0.8)"
+    got, fix = f"{field}={quote(value)}", "pass fractions of a side, like (0.2, 0.8)"
     if not isinstance(value, tuple | list) or len(value) != 2:
-        fail(TypeError, where, came, "a pair (lo, hi)", fix)
+        fail(TypeError, caller, got, "a pair (lo, hi)", fix)
     try:
-        lo, hi = (check_number(where, field, bound, 1, fix) for bound in value)
+        lo, hi = (check_number(caller, field, bound, 1, fix) for bound in value)
     except (TypeError, ValueError) as error:
-        fail(type(error), where, came, "(lo, hi), numbers from 0 to 1", fix)
+        fail(type(error), caller, got, "(lo, hi), numbers from 0 to 1", fix)
     if lo > hi:
-        fail(ValueError, where, came, "lo <= hi", f"swap them: {tuple(value)[::-1]!r}")
+        fail(ValueError, caller, got, "lo <= hi", f"swap them: {tuple(value)[::-1]!r}")
     return lo, hi
 
 
-def as_split(where: str, field: str, value: Any) -> tuple[float, float]:
+def as_split(caller: str, field: str, value: Any) -> tuple[float, float]:
     """The fractions of an image's sides between which the images of a mosaic meet."""
-    lo, hi = as_minmax(where, field, value)
+    lo, hi = as_minmax(caller, field, value)
     if hi == 0 or lo == 1:
         fix = "pass fractions of a side, like (0.25, 0.75)"
-        fail(ValueError, where, f"{field}={quote(value)}", "lo < 1 and hi > 0", fix)
+        fail(ValueError, caller, f"{field}={quote(value)}", "lo < 1 and hi > 0", fix)
     return lo, hi
 
 
-def as_sources(where: str, field: str, value: Any) -> int:
+def as_sources(caller: str, field: str, value: Any) -> int:
     """How many records are mixed into one."""
     if not is_int(value) or not 2 <= value <= MOST_SOURCES:
         error = ValueError if is_int(value) else TypeError
         fix = "pass 2 for pairs, or 3 for three records in one"
-        fail(error, where, f"{field}={quote(value)}", f"an int from 2 to {MOST_SOURCES}", fix)
+        fail(error, caller, f"{field}={quote(value)}", f"an int from 2 to {MOST_SOURCES}", fix)
     return int(value)
 
 
-def as_partners(where: str, field: str, value: Any) -> str | tuple[str, ...]:
+def as_partners(caller: str, field: str, value: Any) -> str | tuple[str, ...]:
     """The name of the partner that each record brings, or a tuple of names."""
     if not isinstance(value, tuple | list):
-        return as_name(where, field, value)
+        return as_name(caller, field, value)
     if not value:
-        fail(ValueError, where, f"{field}=()", "at least one name", f"pass {field}='other'")
-    return tuple(as_name(where, field, name) for name in value)
+        fail(ValueError, caller, f"{field}=()", "at least one name", f"pass {field}='other'")
+    return tuple(as_name(caller, field, name) for name in value)
 
 
-def as_classes(where: str, field: str, value: Any) -> int:
+def as_classes(caller: str, field: str, value: Any) -> int:
     """A number of classes."""
     if isinstance(value, tuple | list):
-        fail(TypeError, where, f"{field}={quote(value)}", "one int", ONE_LABEL)
-    return check_count(where, value)
+        fail(TypeError, caller, f"{field}={quote(value)}", "one int", ONE_LABEL)
+    return check_count(caller, value)
 
 
-def as_images(where: str, field: str, value: Any) -> str | tuple[str, ...]:
+def as_images(caller: str, field: str, value: Any) -> str | tuple[str, ...]:
     """The name of an image, or a tuple of names."""
     if not isinstance(value, tuple | list):
-        return as_name(where, field, value)
+        return as_name(caller, field, value)
     if not value:
-        fail(ValueError, where, f"{field}=()", "at least one name", f"pass {field}='image'")
-    return tuple(as_name(where, field, name) for name in value)
+        fail(ValueError, caller, f"{field}=()", "at least one name", f"pass {field}='image'")
+    return tuple(as_name(caller, field, name) for name in value)
 
 
-def as_label(where: str, field: str, value: Any) -> str:
+def as_label(caller: str, field: str, value: Any) -> str:
     """The name of a label."""
     if isinstance(value, tuple | list):
-        fail(TypeError, where, f"{field}={quote(value)}", "one name, or None", ONE_LABEL)
-    return as_name(where, field, value)
+        fail(TypeError, caller, f"{field}={quote(value)}", "one name, or None", ONE_LABEL)
+    return as_name(caller, field, value)
 
 
 class Targets(Mapping[str, Target]):
@@ -150,59 +150,59 @@ class Targets(Mapping[str, Target]):
         return repr(self._found)
 
 
-def as_targets(where: str, field: str, value: Any) -> Targets:
+def as_targets(caller: str, field: str, value: Any) -> Targets:
     """What each field says about the image."""
     example = 'pass a dict like {"label": gm.OneHot(10), "map": gm.LabelMap()}'
     if not isinstance(value, Mapping):
-        fail(TypeError, where, f"{field}={quote(value)}", "a dict from name to kind", example)
+        fail(TypeError, caller, f"{field}={quote(value)}", "a dict from name to kind", example)
     targets: dict[str, Target] = {}
     for key, target in value.items():
-        name = as_name(where, field, key)
-        came = f"{field}={{{key!r}: {quote(target)}}}"
+        name = as_name(caller, field, key)
+        got = f"{field}={{{key!r}: {quote(target)}}}"
         if name in targets:
-            fail(ValueError, where, f"{came}, named twice", "each field once", "drop one")
+            fail(ValueError, caller, f"{got}, named twice", "each field once", "drop one")
         if isinstance(target, type) and issubclass(target, Target):
             fix = f"write {target.__name__}(...), with brackets"
-            fail(TypeError, where, f"{came}, a class", "a kind of target", fix)
+            fail(TypeError, caller, f"{got}, a class", "a kind of target", fix)
         if not isinstance(target, Target):
-            fail(TypeError, where, f"{came}, {kind(target)}", "a kind of target", example)
-        _check_kind(where, came, target)
+            fail(TypeError, caller, f"{got}, {kind(target)}", "a kind of target", example)
+        _check_kind(caller, got, target)
         targets[name] = target
     return Targets(targets)
 
 
-def _check_kind(where: str, came: str, target: Target) -> None:
+def _check_kind(caller: str, got: str, target: Target) -> None:
     """Checks that a kind cannot change, that its hash tells it apart, and that it can mix."""
     made = type(target)
-    check_frozen(where, came, target)
+    check_frozen(caller, got, target)
     if made.mix is Target.mix and made.mix_batch is Target.mix_batch:
         fix = "write mix(self, sources, draw, space), for one record"
-        fail(TypeError, where, f"{came}, which has no mix", "a kind that mixes", fix)
+        fail(TypeError, caller, f"{got}, which has no mix", "a kind that mixes", fix)
     users = [*itertools.takewhile(lambda each: not _is_ours(each), made.__mro__)]
     parent = made.__mro__[len(users)]
     own = {name for each in users for name in vars(each)} & {"mix", "check", "adds", "reads"}
     if parent is not Target and own:
-        came += f", which derives from {parent.__name__} and has its own {min(own)}"
+        got += f", which derives from {parent.__name__} and has its own {min(own)}"
         fix = f"derive {made.__name__} from gm.Target, and write all of its mix"
-        fail(TypeError, where, came, f"{parent.__name__} as it is, or a kind of its own", fix)
+        fail(TypeError, caller, got, f"{parent.__name__} as it is, or a kind of its own", fix)
     for attribute in ("adds", "reads"):
         names = getattr(target, attribute)
         if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
             fix = f"write {attribute} = ({names!r},)" if isinstance(names, str) else "pass one"
-            came += f" with {attribute}={quote(names)}"
-            fail(TypeError, where, came, "a tuple of strings", fix)
+            got += f" with {attribute}={quote(names)}"
+            fail(TypeError, caller, got, "a tuple of strings", fix)
 
 
 def _is_ours(made: type) -> bool:
     return made.__module__.partition(".")[0] == "grain_mix"
 
 
-def check_names(where: str, names: list[tuple[str, str]]) -> None:
+def check_names(caller: str, names: list[tuple[str, str]]) -> None:
     """Checks that no field has two roles, by these pairs of a role and the field's name."""
     roles: dict[str, str] = {}
     for role, name in names:
         if name in roles:
             by = f"by {roles[name]} and {role}" if roles[name] != role else f"in {role}"
-            came = f"{name!r} named twice, {by}"
-            fail(ValueError, where, came, "one role for each field", "rename one, or drop one")
+            got = f"{name!r} named twice, {by}"
+            fail(ValueError, caller, got, "one role for each field", "rename one, or drop one")
         roles[name] = role

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from grain_mix import _fields, _maps
+from grain_mix import _fields, _map_functions
 from grain_mix._axes import axes_of, check_axes_to_cut
 from grain_mix._dtypes import check_pixels, narrow_dtype
 from grain_mix._errors import describe, fail, is_array
 from grain_mix._errors import kind as kind_of
 from grain_mix._fields import Path
 from grain_mix._mixing import Arrays, Inputs, Mixing, Setup, as_dict, fields_of, one_record
+from grain_mix._purity import check_pure
 from grain_mix._rules import ByMap
-from grain_mix._trace import check_pure
 from grain_mix.targets import Space, Target
 
 MOST_PLANS = 256  # that are kept
@@ -148,16 +148,16 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
         path = _fields.locate(batch, key)
         if path is None:
             names = sorted({_fields.show(path) for path in _fields.leaves(batch)})
-            came = f"no field {key!r} among {names}"
+            got = f"no field {key!r} among {names}"
             fix = f"let each record bring its partner, {{**record, {key!r}: other_record}}; pairs "
             fix += "of ZipMapDataset become that by "
             fix += f'.map(lambda pair: {{**pair[0], "{key}": pair[1]}})'
-            fail(KeyError, caller, came, f"a nested record {key!r}", fix)
+            fail(KeyError, caller, got, f"a nested record {key!r}", fix)
         record = _fields.get(batch, path)
         if not isinstance(record, Mapping | tuple):
-            came = f"{key!r} is {describe(record)}"
+            got = f"{key!r} is {describe(record)}"
             fix = 'bring the partner as a record with the same names, {"image": ..., "label": ...}'
-            fail(TypeError, caller, came, "a dict or a tuple", fix)
+            fail(TypeError, caller, got, "a dict or a tuple", fix)
         partners.append(path)
 
     # --- the fields of the record itself ---------------------------------------------------------
@@ -196,9 +196,9 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
                 fix,
             )
         if first.shape[:1] in ((), (0,)):
-            came = f"{setup.images[0]!r} is {describe(first)}"
+            got = f"{setup.images[0]!r} is {describe(first)}"
             fix = "filter empty batches out before"
-            fail(ValueError, caller, came, "[B, ...] with B > 0", fix)
+            fail(ValueError, caller, got, "[B, ...] with B > 0", fix)
         size, counted = first.shape[0], f"{first.shape[0]} images"
     else:
         fix = (
@@ -231,17 +231,17 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
     names_by_path: dict[Path, str] = {}
     for name, path in roles.items():
         if path in names_by_path:
-            came = f"{names_by_path[path]!r} and {name!r} are one field, {_fields.show(path)!r}"
-            fail(ValueError, caller, came, "one role for each field", "name each field once")
+            got = f"{names_by_path[path]!r} and {name!r} are one field, {_fields.show(path)!r}"
+            fail(ValueError, caller, got, "one role for each field", "name each field once")
         names_by_path[path] = name
     for name, path in {**own, **roles}.items():
         value = _fields.get(batch, path)
         if value.shape[:1] != (size,):
-            came = f"{name!r} is {describe(value)}, but there are {counted}"
-            fail(ValueError, caller, came, "as many seeds as records", "take both from one batch")
+            got = f"{name!r} is {describe(value)}, but there are {counted}"
+            fail(ValueError, caller, got, "as many seeds as records", "take both from one batch")
     if seeds is not None and seeds in own.values():
-        came = f"{setup.seed_key!r} read by a weight map"
-        fail(ValueError, caller, came, "fields other than the seeds", "use the map's key")
+        got = f"{setup.seed_key!r} read by a weight map"
+        fail(ValueError, caller, got, "fields other than the seeds", "use the map's key")
 
     # With `targets`, a label that they leave out would stay unmixed without a word.
     label = None if setup.unnamed is None else _fields.locate(batch, setup.unnamed)
@@ -250,9 +250,9 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
         left = [(*label, *path) for path in below if (*label, *path) not in names_by_path]
         if left:
             name = _fields.show(left[0])
-            came = f"{name!r} is in the batch, and targets leaves it out"
+            got = f"{name!r} is in the batch, and targets leaves it out"
             fix = f"put it into targets, {{{name!r}: gm.OneHot(K)}}, or pass label_key=None"
-            fail(ValueError, caller, came, "it to be mixed, or left out on purpose", fix)
+            fail(ValueError, caller, got, "it to be mixed, or left out on purpose", fix)
 
     # --- the partners' fields, which are like the record's ---------------------------------------
 
@@ -262,26 +262,26 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
         paths: dict[str, Path] = {}
         for name, path in own.items():
             if path[: len(above)] == above:
-                came = f"{name!r} is a field of {key!r}, which is removed"
+                got = f"{name!r} is a field of {key!r}, which is removed"
                 fix = f"leave {key!r} out of the name: its fields are found by the names of the "
-                fail(ValueError, caller, came, "a field of the record itself", fix + "record's")
+                fail(ValueError, caller, got, "a field of the record itself", fix + "record's")
             under = _fields.locate(record, name)
             if under is None:
                 names = sorted(f"{key}/{_fields.show(other)}" for other in _fields.leaves(record))
-                came = f"no field {f'{key}/{name}'!r} among {names}, the partner of {name!r}"
+                got = f"no field {f'{key}/{name}'!r} among {names}, the partner of {name!r}"
                 fix = "let the partner have each image and target that its record has"
-                fail(KeyError, caller, came, f"a field {name!r} in {key!r}", fix)
+                fail(KeyError, caller, got, f"a field {name!r} in {key!r}", fix)
             paths[name] = (*above, *under)
             mine, theirs = arrays[name], _fields.get(batch, paths[name])
             shown = f"{key}/{name}"
             if not is_array(theirs):
-                came = f"{shown!r} is {kind_of(theirs)}"
-                fail(TypeError, caller, came, "an array [B, ...]", "stack it")
+                got = f"{shown!r} is {kind_of(theirs)}"
+                fail(TypeError, caller, got, "an array [B, ...]", "stack it")
             _fields.check_array(caller, shown, theirs)
             if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-                came = f"{name!r} is {describe(mine)}, but {shown!r} is {describe(theirs)}"
+                got = f"{name!r} is {describe(mine)}, but {shown!r} is {describe(theirs)}"
                 fix = "let both have one shape and dtype: resize, pad or cast before Batch"
-                fail(ValueError, caller, came, "the same shape and dtype", fix)
+                fail(ValueError, caller, got, "the same shape and dtype", fix)
         brought.append(paths)
         real = None if setup.valid_key is None else _fields.locate(record, setup.valid_key)
         if real is not None:
@@ -302,7 +302,9 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
         check_axes_to_cut(caller, axes, name, first.shape)
     lengths = tuple(first.shape[axis] for axis in axes)
     read = {name: arrays[name] for name in rule.reads}
-    map_dtype = None if function is None else _maps.dtype_of(caller, function, lengths, read)
+    map_dtype = (
+        None if function is None else _map_functions.dtype_of(caller, function, lengths, read)
+    )
     space = Space(axes, lengths, rule.blends, rule.cuts, map_dtype, rule.sources)
     for name in setup.images:
         check_pixels(caller, name, arrays[name], space.averages)
@@ -322,9 +324,9 @@ def make(setup: Setup, batch: Any, *, has_key: bool = False) -> Plan:
     for name, path in added.items():
         taken = _fields.locate(batch, name) or (path if _fields.has(batch, path) else None)
         if taken is not None and not any(taken[: len(other)] == other for other in dropped):
-            came = f"{_fields.show(taken)!r} is in the batch"
+            got = f"{_fields.show(taken)!r} is in the batch"
             expected = f"it free, since targets add {name!r}"
-            fail(KeyError, caller, came, expected, "rename that field")
+            fail(KeyError, caller, got, expected, "rename that field")
     mixing = Mixing(setup, space)
     specs = {name: Spec(*_spec(value)) for name, value in arrays.items()}
     for name, kind in setup.targets.items():
@@ -359,8 +361,8 @@ def check_seeds(caller: str, key: str, value: Any) -> int:
         )
         fail(ValueError, caller, f"{key!r} is one seed", expected, fix)
     if str(value.dtype) == "uint32" and len(value.shape) > 1:
-        came, fix = f"{key!r} is {describe(value)}", "use grain.transforms.Batch once"
-        fail(ValueError, caller, f"{came}, as after two Batch", expected, fix)
+        got, fix = f"{key!r} is {describe(value)}", "use grain.transforms.Batch once"
+        fail(ValueError, caller, f"{got}, as after two Batch", expected, fix)
     if str(value.dtype) != "uint32" or len(value.shape) != 1:
         fix = "let RecordSeed add it before Batch, or cast your own with .astype(np.uint32)"
         fail(TypeError, caller, f"{key!r} is {describe(value)}", expected, fix)
@@ -413,13 +415,13 @@ def _check_users_kind(mixing: Mixing, name: str, kind: Target, specs: Mapping[st
     for key, value in returned.items():
         if not is_array(value):
             fix = "return an array, or a dict from ending to array"
-            came = f"{method} returns {kind_of(value)} as {key!r}"
-            fail(TypeError, setup.caller, came, "arrays", fix)
+            got = f"{method} returns {kind_of(value)} as {key!r}"
+            fail(TypeError, setup.caller, got, "arrays", fix)
         if key not in ("", *kind.adds, *kind.reads):
             fix, expected = f"write adds = ({key!r},) in the class", f"one of {('', *kind.adds)}"
             fail(KeyError, setup.caller, f"{method} returns {key!r}", expected, fix)
     for key in ("", *kind.reads):
         if key not in returned:
             fix = f"return it too, sources[0][{key!r}] where it stays as it is"
-            came = f"{method} returns {list(returned)}"
-            fail(KeyError, setup.caller, came, f"{key!r} among them", fix)
+            got = f"{method} returns {list(returned)}"
+            fail(KeyError, setup.caller, got, f"{key!r} among them", fix)

@@ -81,7 +81,7 @@ class MixUp(Rule):
 
     def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...], fields: Any) -> Draw:
         """λ by its law."""
-        lam = from_fixed(jnp.where(mixed, _laws.draw(bits.quantile, self.law), np.uint32(ONE)))
+        lam = from_fixed(jnp.where(mixed, _laws.sample(bits.quantile, self.law), np.uint32(ONE)))
         return Draw(_both(lam))
 
 
@@ -100,7 +100,7 @@ class CutMix(Rule):
 
     def draw(self, bits: Bits, mixed: jax.Array, lengths: tuple[int, ...], fields: Any) -> Draw:
         """A box, and λ by its pixels."""
-        box_weight = np.uint32(ONE) - _laws.draw(bits.quantile, self.law)
+        box_weight = np.uint32(ONE) - _laws.sample(bits.quantile, self.law)
         sides = [
             box_about(bits.further[axis, 0] % np.uint32(length), length, box_weight, len(lengths))
             if self.minmax is None
@@ -162,7 +162,7 @@ class MixUpOfMany(Rule):
         taken: list[jax.Array] = []
         for r in range(k - 1):
             words = bits.quantile if r == 0 else bits.further[r - 1, 0]
-            part = _laws.draw(words, Beta(self.alpha, (k - 1 - r) * self.alpha))
+            part = _laws.sample(words, Beta(self.alpha, (k - 1 - r) * self.alpha))
             taken.append(_fraction(left, part))
             left = left - taken[-1]
         shares = jnp.stack([*taken, left], axis=1)
@@ -237,7 +237,7 @@ class ByMap(Rule):
         self, bits: Bits, lengths: tuple[int, ...], fields: Any, *, fixed: bool = False
     ) -> jax.Array:
         """`[B, *lengths]`: the map that is made of each record's λ and key."""
-        lam = from_fixed(_laws.draw(bits.quantile, self.law))
+        lam = from_fixed(_laws.sample(bits.quantile, self.law))
         return made_once(self.function, bits.further[0].T, lam, lengths, fields, fixed=fixed)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.typing import ArrayLike
 
-from grain_mix import _fields, _maps, _sharding
+from grain_mix import _fields, _map_functions, _sharding
 from grain_mix._axes import axes_of, check_axes_to_cut
 from grain_mix._bits import random_bits, seeds_of_key, words_of_key
 from grain_mix._blend import copy_windows
@@ -52,7 +52,9 @@ def _on_devices(sharding: NamedSharding) -> Callable[[Mixing, Inputs], Arrays]:
     """
 
     def mix(mixing: Mixing, inputs: Inputs) -> Arrays:
-        mixed: Arrays = _by_slices(mixing, _sharding.typed(sharding, inputs), sharding)[0]
+        mixed: Arrays = _by_slices(
+            mixing, _sharding.with_explicit_types(sharding, inputs), sharding
+        )[0]
         return mixed
 
     program: Callable[..., Arrays] = jax.jit(mix, static_argnums=0, in_shardings=sharding)
@@ -100,7 +102,7 @@ def _anywhere(mixing: Mixing, inputs: Inputs, size: int, has_key: bool) -> tuple
     _sharding.check_groups(setup.caller, size, slices, setup.group)
     seeds = inputs.seeds
     if setup.mode == "batch":  # whose first record is in one of the slices only
-        seeds = _sharding.gathered(functools.partial(share_seeds, "batch"), seeds)
+        seeds = _sharding.on_gathered(functools.partial(share_seeds, "batch"), seeds)
     if has_key:
         seeds = jax.sharding.reshard(seeds, split)
     return _by_slices(mixing, inputs._replace(seeds=seeds), split)
@@ -146,8 +148,8 @@ def _as_numpy(name: str, x: Any) -> np.ndarray:
         return x
     if isinstance(x, jax.core.Tracer):
         fix = "call mix inside jit, grad, vmap and shard_map; it does the same"
-        came = f"under jit, where {name!r} is {describe(x)} without values"
-        fail(TypeError, "map", came, "arrays with values", fix)
+        got = f"under jit, where {name!r} is {describe(x)} without values"
+        fail(TypeError, "map", got, "arrays with values", fix)
     return np.asarray(x)
 
 
@@ -196,12 +198,12 @@ def _refuse_weights(setup: Setup, seeds: Any, lam: Any, lengths: tuple[int, ...]
     assert isinstance(setup.rule, ByMap)
     shared = share_seeds(setup.mode, _sharding.as_array(seeds))
     seed = shared[int(np.argmax(np.isnan(lam)))]
-    came = f"weight_map gives weights outside for seed {seed}"
+    got = f"weight_map gives weights outside for seed {seed}"
     if not setup.rule.reads:
         weights = np.asarray(setup.rule.maps(random_bits(seed[None], 1), lengths, ()))
-        came = f"weight_map gives weights from {weights.min()} to {weights.max()} for seed {seed}"
+        got = f"weight_map gives weights from {weights.min()} to {weights.max()} for seed {seed}"
     fix = "divide by the largest possible weight, or use jnp.clip"
-    fail(ValueError, setup.caller, came, "weights from 0 to 1", fix)
+    fail(ValueError, setup.caller, got, "weights from 0 to 1", fix)
 
 
 def draw(
@@ -255,23 +257,23 @@ def _fields_to_read(setup: Setup, fields: Mapping[Any, Any], size: int) -> list[
         found.append({})
         for name in setup.rule.reads:
             if above + name not in given:
-                came = f"fields={sorted(map(str, fields))}"
+                got = f"fields={sorted(map(str, fields))}"
                 expected = f"{above + name!r}, which the map reads"
                 fix = f"pass fields={{{above + name!r}: batch[...]}}"
-                fail(KeyError, caller, came, expected, fix)
+                fail(KeyError, caller, got, expected, fix)
             x = given.pop(above + name)
             if not is_array(x) or x.shape[:1] != (size,):
-                came = f"fields[{above + name!r}] is {describe(x)}"
-                fail(ValueError, caller, came, f"an array [{size}, ...]", "take it from the batch")
+                got = f"fields[{above + name!r}] is {describe(x)}"
+                fail(ValueError, caller, got, f"an array [{size}, ...]", "take it from the batch")
             _fields.check_array(caller, above + name, x)
             own = found[0].get(name, x)
             if (own.shape, own.dtype) != (x.shape, x.dtype):
-                came = f"fields[{name!r}] is {describe(own)}, but {above + name!r} is {describe(x)}"
-                fail(ValueError, caller, came, "the same shape and dtype", "take both from a batch")
+                got = f"fields[{name!r}] is {describe(own)}, but {above + name!r} is {describe(x)}"
+                fail(ValueError, caller, got, "the same shape and dtype", "take both from a batch")
             found[-1][name] = x
     if given:
-        came = f"fields={sorted(given)}, which nothing reads"
-        fail(ValueError, caller, came, f"those of reads={setup.rule.reads}", "leave them out")
+        got = f"fields={sorted(given)}, which nothing reads"
+        fail(ValueError, caller, got, f"those of reads={setup.rule.reads}", "leave them out")
     return found
 
 
@@ -279,7 +281,7 @@ def _fields_to_read(setup: Setup, fields: Mapping[Any, Any], size: int) -> list[
 def _check_map(setup: Setup, lengths: tuple[int, ...], read: tuple[tuple[str, Spec], ...]) -> None:
     """Checks a weight map once for these lengths, and for fields like these."""
     if isinstance(setup.rule, ByMap):
-        _maps.dtype_of(f"{setup.caller}.draw", setup.rule.function, lengths, dict(read))
+        _map_functions.dtype_of(f"{setup.caller}.draw", setup.rule.function, lengths, dict(read))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -292,5 +294,5 @@ def _drawn(
         valid, fields = jax.tree.unflatten(structure, leaves)
         return draw_fields(setup, Inputs(tuple(fields), seeds, tuple(valid)), lengths)
 
-    out: Draw = _sharding.gathered(drawn, seeds, *leaves)
+    out: Draw = _sharding.on_gathered(drawn, seeds, *leaves)
     return out

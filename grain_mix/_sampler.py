@@ -84,12 +84,12 @@ class PairedSampler:
     group: int = 2
 
     def __post_init__(self) -> None:
-        where, sampler = "PairedSampler", self.sampler
+        caller, sampler = "PairedSampler", self.sampler
         unfit = isinstance(sampler, type | PairedSampler) or not hasattr(sampler, "__getitem__")
         if unfit or not _deals(sampler):
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
-            came = f"sampler={quote(sampler)}"
-            fail(TypeError, where, came, "a Grain sampler", fix)
+            got = f"sampler={quote(sampler)}"
+            fail(TypeError, caller, got, "a Grain sampler", fix)
         loader = "pass the number that the grain.DataLoader has"
         mixed = "pass how many records are mixed with each other, such as 4 for MosaicBatch"
         counts = ("shard_count", 1, loader), ("worker_count", 0, loader), ("group", 2, mixed)
@@ -97,16 +97,16 @@ class PairedSampler:
             value = getattr(self, field)
             if not is_int(value) or value < least:
                 error = ValueError if is_int(value) else TypeError
-                came = f"{field}={quote(value)}"
-                fail(error, where, came, f"an int from {least}", fix)
+                got = f"{field}={quote(value)}"
+                fail(error, caller, got, f"an int from {least}", fix)
             object.__setattr__(self, field, int(value))  # which no NumPy type overflows
         # Workaround, no public name: where Grain 0.2.18's own samplers keep it, and where its
         # DataLoader looks for it.
         own = getattr(sampler, "_shard_options", None)
         if isinstance(own, grain.sharding.ShardOptions) and own.shard_count > 1:
             fix = "give shard_options to the grain.DataLoader, and none to the sampler"
-            came = f"sampler={quote(sampler)}, with shards of its own"
-            fail(ValueError, where, came, "a sampler of all records", fix)
+            got = f"sampler={quote(sampler)}, with shards of its own"
+            fail(ValueError, caller, got, "a sampler of all records", fix)
 
     def __len__(self) -> int:
         return self._length
@@ -168,7 +168,7 @@ def check_agreement(loader: grain.DataLoader) -> None:
     theirs = {"shard_count": shards.shard_count, "worker_count": workers.num_workers}
     for field, count in ours.items():
         if max(count, 1) != max(theirs[field], 1):  # no worker deals out as one worker does
-            came = f"a PairedSampler with {field}={count}"
+            got = f"a PairedSampler with {field}={count}"
             expected = f"{theirs[field]}, as the grain.DataLoader has"
             fix = "write the number once, as a variable, and pass it to both"
-            fail(ValueError, "LoaderDataset", came, expected, fix)
+            fail(ValueError, "LoaderDataset", got, expected, fix)

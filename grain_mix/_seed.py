@@ -73,21 +73,21 @@ class RecordSeed(grain.transforms.RandomMap):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        where = "RecordSeed"
-        object.__setattr__(self, "seed_key", _fields.as_name(where, "seed_key", self.seed_key))
+        caller = "RecordSeed"
+        object.__setattr__(self, "seed_key", _fields.as_name(caller, "seed_key", self.seed_key))
         if isinstance(self.id_key, list):
             object.__setattr__(self, "id_key", tuple(self.id_key))
         if self.id_key == ():
             fix = "pass id_key='index' or the like, or None for Grain's generator"
-            fail(ValueError, where, "id_key=()", "at least one name", fix)
+            fail(ValueError, caller, "id_key=()", "at least one name", fix)
         for key in self._id_keys:
-            _fields.as_name(where, "id_key", key)
+            _fields.as_name(caller, "id_key", key)
         if self.seed_key in map(str, self._id_keys):
-            came = f"{self.seed_key!r} named twice, by seed_key and id_key"
-            fail(ValueError, where, came, "different fields", "rename one")
+            got = f"{self.seed_key!r} named twice, by seed_key and id_key"
+            fail(ValueError, caller, got, "different fields", "rename one")
         if not is_int(self.seed) or self.seed < 0:
             error = ValueError if is_int(self.seed) else TypeError
-            fail(error, where, f"seed={quote(self.seed)}", "an int from 0", "pass one like 0")
+            fail(error, caller, f"seed={quote(self.seed)}", "an int from 0", "pass one like 0")
         object.__setattr__(self, "seed", int(self.seed))
 
     @property
@@ -98,21 +98,21 @@ class RecordSeed(grain.transforms.RandomMap):
 
     def random_map(self, element: Any, rng: np.random.Generator | None = None) -> Any:
         """Returns the record with its seed, a `uint32` scalar, added."""
-        where = "RecordSeed"
+        caller = "RecordSeed"
         if not isinstance(element, Mapping | tuple):
             fix = 'make it one first, like {"image": image, "label": label}'
-            fail(TypeError, where, f"a record that is {kind(element)}", "a dict or a tuple", fix)
+            fail(TypeError, caller, f"a record that is {kind(element)}", "a dict or a tuple", fix)
         path = _fields.path_to_add(element, (self.seed_key,))
         beside = _fields.get(element, path[:-1]) if _fields.has(element, path[:-1]) else {}
         if any(not isinstance(key, str) for key in beside):
-            came = f"{quote(list(beside))} as keys, beside which {self.seed_key!r} cannot be sorted"
+            got = f"{quote(list(beside))} as keys, beside which {self.seed_key!r} cannot be sorted"
             fix = "rename the fields, or make the record a tuple, tuple(record.values())"
-            fail(TypeError, where, came, "keys that are strings", fix)
+            fail(TypeError, caller, got, "keys that are strings", fix)
         if _fields.has(element, path):
             names = sorted(_fields.show(path) for path in _fields.leaves(element))
             fix = "pass another seed_key, here and after Batch, and use RecordSeed once"
-            came = f"{self.seed_key!r} is taken in a record with {names}"
-            fail(KeyError, where, came, "a free name", fix)
+            got = f"{self.seed_key!r} is taken in a record with {names}"
+            fail(KeyError, caller, got, "a free name", fix)
         return self._added(element, self._seed_of(element, rng))
 
     def _added(self, element: Any, seed: Any) -> Any:
@@ -120,19 +120,19 @@ class RecordSeed(grain.transforms.RandomMap):
         return _fields.replace(element, {path: seed})
 
     def _seed_of(self, record: Any, rng: np.random.Generator | None) -> np.uint32:
-        where = "RecordSeed"
+        caller = "RecordSeed"
         if self.id_key is not None:
             ids = []
             for key in self._id_keys:
                 path = _fields.locate(record, str(key))
                 if path is None:
                     names = sorted(_fields.show(path) for path in _fields.leaves(record))
-                    came = f"no field {key!r} among {names}"
+                    got = f"no field {key!r} among {names}"
                     fix = f"{did_you_mean(key, names)}pass the name as id_key"
                     lists = [k for k, v in _fields.leaves(record).items() if isinstance(v, list)]
                     if any(str(key).startswith(f"{_fields.show(path)}/") for path in lists):
                         fix = "lists are not looked into: let it be a tuple or a dict"
-                    fail(KeyError, where, came, f"a field {key!r} in the record", fix)
+                    fail(KeyError, caller, got, f"a field {key!r} in the record", fix)
                 ids.append(_encode(str(key), _fields.get(record, path)))
             return _hash(self.seed, *ids)
         if not isinstance(rng, np.random.Generator):
@@ -140,11 +140,11 @@ class RecordSeed(grain.transforms.RandomMap):
                 "give the sampler a seed, like IndexSampler(..., seed=0); after a FlatMap use "
                 "RecordSeed(id_key=...) with fields that tell its records apart"
             )
-            came = (
+            got = (
                 f"no generator for {self.seed_key!r}: the sampler has no seed, or a FlatMap lost it"
             )
-            came = came if rng is None else f"rng is {kind(rng)}"
-            fail(ValueError, where, came, "a numpy.random.Generator", fix)
+            got = got if rng is None else f"rng is {kind(rng)}"
+            fail(ValueError, caller, got, "a numpy.random.Generator", fix)
         drawn = rng.integers(2**32, dtype=np.uint32)
         return _hash(self.seed, _encode("", drawn)) if self.seed else drawn
 

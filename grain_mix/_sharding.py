@@ -67,7 +67,7 @@ def local_part(sharding: Sharding) -> NamedSharding:
     if (
         isinstance(sharding, NamedSharding)
         and sharding.is_fully_addressable
-        and len(set(sharding.mesh.axis_types)) == 1  # `typed` cannot name Auto axes
+        and len(set(sharding.mesh.axis_types)) == 1  # `with_explicit_types` cannot name Auto axes
     ):
         return sharding
     rows = sharding.addressable_devices_indices_map((_slice_count(sharding),))
@@ -122,7 +122,7 @@ def global_rows(sharding: Sharding, local: int) -> int:
     return local // local_slices(sharding) * _slice_count(sharding)
 
 
-def typed(sharding: NamedSharding, arrays: Any) -> Any:
+def with_explicit_types(sharding: NamedSharding, arrays: Any) -> Any:
     """What a program was given for a sharding, whose Explicit axes JAX wants in its type, too."""
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return arrays
@@ -138,7 +138,7 @@ def to_global(sharding: Sharding, local: jax.Array) -> jax.Array:
     return jax.make_array_from_single_device_arrays((rows, *local.shape[1:]), sharding, parts)
 
 
-def gathered(function: Callable[..., Any], x: jax.Array, *others: jax.Array) -> Any:
+def on_gathered(function: Callable[..., Any], x: jax.Array, *others: jax.Array) -> Any:
     """`function(x, *others)`, where records of `x` may be anywhere.
 
     On a mesh of Explicit axes JAX leaves that to us: all is gathered, and what comes out is split
@@ -153,7 +153,7 @@ def gathered(function: Callable[..., Any], x: jax.Array, *others: jax.Array) -> 
     return result if split is None else jax.sharding.reshard(result, split)
 
 
-def explicit_split(where: str, fields: Mapping[str, jax.Array]) -> NamedSharding | None:
+def explicit_split(caller: str, fields: Mapping[str, jax.Array]) -> NamedSharding | None:
     """The split of axis 0 that the fields share on a mesh of Explicit axes; else `None`."""
     splits = {key: _explicit(x) for key, x in fields.items()}
     first = next((split for split in splits.values() if split is not None), None)
@@ -162,17 +162,15 @@ def explicit_split(where: str, fields: Mapping[str, jax.Array]) -> NamedSharding
     for key, split in splits.items():
         spec = () if split is None else split.spec
         if any(spec[1:]) or spec[:1] != first.spec[:1]:
-            came = f"{key!r} is split as {PartitionSpec(*spec)} on a mesh of Explicit axes"
+            got = f"{key!r} is split as {PartitionSpec(*spec)} on a mesh of Explicit axes"
             fix = "bring it there with jax.sharding.reshard, or use a mesh of Auto axes"
             expected = f"{PartitionSpec(first.spec[0])}, the same split of axis 0 for all fields"
-            fail(ValueError, where, came, expected, fix)
+            fail(ValueError, caller, got, expected, fix)
     mapped = jax.sharding.get_abstract_mesh().manual_axes
     if mapped:
-        came = (
-            f"a shard_map over {mapped}, whose shards {PartitionSpec(*first.spec)} splits further"
-        )
+        got = f"a shard_map over {mapped}, whose shards {PartitionSpec(*first.spec)} splits further"
         fix = "name all axes that split the batch in axis_names and in_specs of the shard_map"
-        fail(NotImplementedError, where, came, "shards that are whole", fix)
+        fail(NotImplementedError, caller, got, "shards that are whole", fix)
     return NamedSharding(first.mesh, PartitionSpec(first.spec[0]))
 
 
@@ -185,77 +183,77 @@ def _explicit(x: jax.Array) -> NamedSharding | None:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def check_sharding(where: str, field: str, sharding: Any) -> Sharding:
+def check_sharding(caller: str, field: str, sharding: Any) -> Sharding:
     """Checks the `sharding` of a transform."""
     fix = 'pass NamedSharding(mesh, PartitionSpec("data")) with the mesh axis of the batch'
     if not isinstance(sharding, Sharding):
-        came = f"sharding={quote(sharding)}"
-        fail(TypeError, where, came, "a jax.sharding.Sharding or None", fix)
+        got = f"sharding={quote(sharding)}"
+        fail(TypeError, caller, got, "a jax.sharding.Sharding or None", fix)
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        came = f"sharding={quote(sharding)}, which names no devices"
+        got = f"sharding={quote(sharding)}, which names no devices"
         fix = "build the mesh with jax.make_mesh, or pass sharding=None and call mix under jit"
-        fail(ValueError, where, came, "a sharding over a mesh of devices", fix)
+        fail(ValueError, caller, got, "a sharding over a mesh of devices", fix)
     spec = sharding.spec if isinstance(sharding, NamedSharding) else PartitionSpec()
     if isinstance(sharding, NamedSharding) and AxisType.Manual in sharding.mesh.axis_types:
-        came, fix = f"sharding={quote(sharding)}", "build the mesh with jax.make_mesh"
-        fail(ValueError, where, came, "a mesh without Manual axes, which shard_map makes", fix)
+        got, fix = f"sharding={quote(sharding)}", "build the mesh with jax.make_mesh"
+        fail(ValueError, caller, got, "a mesh without Manual axes, which shard_map makes", fix)
     unreduced = getattr(spec, "unreduced", None)
     if unreduced or PartitionSpec.UNCONSTRAINED in tuple(spec):
-        came = f"sharding with {spec}"
-        fail(ValueError, where, came, "axes that split the batch, or none", fix)
+        got = f"sharding with {spec}"
+        fail(ValueError, caller, got, "axes that split the batch, or none", fix)
     if len(spec) > 1:  # labels [B] have no second axis, not even one to leave whole
-        came = f"sharding with {spec}"
-        fail(ValueError, where, came, "a split of axis 0 alone, for fields of any rank", fix)
+        got = f"sharding with {spec}"
+        fail(ValueError, caller, got, "a split of axis 0 alone, for fields of any rank", fix)
     if not sharding.addressable_devices:
-        came = f"sharding={quote(sharding)}, none of whose devices is this process's"
-        fail(ValueError, where, came, "devices of this process", fix)
+        got = f"sharding={quote(sharding)}, none of whose devices is this process's"
+        fail(ValueError, caller, got, "devices of this process", fix)
     devices: set[Any] = set(sharding.addressable_devices)
     usual = {device.default_memory().kind for device in devices}
     if sharding.memory_kind is not None and {sharding.memory_kind} != usual:
-        came = f"sharding with memory_kind={sharding.memory_kind!r}"
+        got = f"sharding with memory_kind={sharding.memory_kind!r}"
         fix = "leave memory_kind out, and move what comes out with jax.device_put"
-        fail(ValueError, where, came, f"the devices' own memory, {sorted(usual)}", fix)
+        fail(ValueError, caller, got, f"the devices' own memory, {sorted(usual)}", fix)
     # Batches of one size in slices of different sizes would be different arrays on each process.
     counts = slices_by_process(sharding)
     if len(set(counts.values())) > 1:
-        came = f"sharding with these slices of the batch by process: {counts}"
+        got = f"sharding with these slices of the batch by process: {counts}"
         fix = "build the mesh of as many devices of each process"
-        fail(ValueError, where, came, "as many on each process", fix)
+        fail(ValueError, caller, got, "as many on each process", fix)
     return sharding
 
 
-def refuse_pickling(where: str) -> None:
+def refuse_pickling(caller: str) -> None:
     """Refuses to pickle a transform with devices, which is how it would enter a worker process."""
-    came = "a transform with a sharding cannot be pickled, since a worker process has no devices"
+    got = "a transform with a sharding cannot be pickled, since a worker process has no devices"
     fix = (
         "let workers load and batch, and mix after them: take it out of operations and write\n"
-        f"    dataset = gm.LoaderDataset(loader).map(gm.{where}(..., sharding=sharding))\n"
+        f"    dataset = gm.LoaderDataset(loader).map(gm.{caller}(..., sharding=sharding))\n"
         "    dataset = grain.experimental.ThreadPrefetchIterDataset("
         "dataset, prefetch_buffer_size=2)"
     )
-    fail(TypeError, where, came, "worker_count=0, or sharding=None in a worker", fix)
+    fail(TypeError, caller, got, "worker_count=0, or sharding=None in a worker", fix)
 
 
 def check_groups(caller: str, size: int, slices: int, k: int) -> None:
     """Checks that a batch can be cut into slices of one size, and no group of k records with it."""
     if slices > 1 and size % (k * slices):
-        came = f"a batch of {size} records in {slices} slices"
+        got = f"a batch of {size} records in {slices} slices"
         fix = "set drop_remainder=True in Batch, and a batch_size that is such a multiple"
         whole = {1: "", 2: ", which keeps pairs whole"}.get(k, f", which keeps groups of {k} whole")
-        fail(ValueError, caller, came, f"a multiple of {k * slices}{whole}", fix)
+        fail(ValueError, caller, got, f"a multiple of {k * slices}{whole}", fix)
 
 
-def check_placeable(where: str, key: str, value: Any, size: int) -> None:
+def check_placeable(caller: str, key: str, value: Any, size: int) -> None:
     """Checks that a field that is only passed on can be put on devices, without a loss."""
-    came = f"{key!r} is {describe(value)}"
+    got = f"{key!r} is {describe(value)}"
     if not is_array(value) or value.shape[:1] != (size,):
         fix = "drop the field before Batch, or let records hold it as a NumPy array"
-        fail(TypeError, where, came, f"an array [{size}, ...] to put on devices", fix)
-    check_array(where, key, value)
+        fail(TypeError, caller, got, f"an array [{size}, ...] to put on devices", fix)
+    check_array(caller, key, value)
     native = getattr(value.dtype, "isnative", True)
     is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (bool, np.number))
     if not native or not is_number or value.dtype.kind == "m":  # NumPy counts durations as numbers
         fix = native_fix(value.dtype) or "drop the field before Batch, or encode it as numbers"
-        fail(TypeError, where, came, "numbers to put on devices", fix)
+        fail(TypeError, caller, got, "numbers to put on devices", fix)
     if isinstance(value, np.ndarray):
-        check_narrow(where, key, value)
+        check_narrow(caller, key, value)

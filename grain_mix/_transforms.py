@@ -11,7 +11,7 @@ import grain
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
-from grain_mix import _maps, _options, _run, _sharding, _spec
+from grain_mix import _map_functions, _options, _run, _sharding, _spec
 from grain_mix._axes import as_axes
 from grain_mix._draw import Draw
 from grain_mix._errors import explains_mistakes, fail
@@ -101,21 +101,21 @@ class Transform(grain.transforms.Map, abc.ABC):
 
     def __post_init__(self) -> None:
         _options.check_all(self)
-        where, targets = type(self).__name__, self._all_targets()
+        caller, targets = type(self).__name__, self._all_targets()
         rule, partners = self._rule, self._partners
         if partners and self.mode == "pair":
-            came = f"mode='pair' with partner_key={self.partner_key!r}"
+            got = f"mode='pair' with partner_key={self.partner_key!r}"
             fix = "use 'elem': the partner's own draw is not used"
-            fail(ValueError, where, came, "mode='elem' or 'batch'", fix)
+            fail(ValueError, caller, got, "mode='elem' or 'batch'", fix)
         if rule.sources > 2 and self.mode == "pair":
-            came = f"mode='pair' where {rule.sources} records are mixed"
+            got = f"mode='pair' where {rule.sources} records are mixed"
             fix = "use 'elem', or 'batch' for one draw for all"
-            fail(ValueError, where, came, "mode='elem' or 'batch'", fix)
+            fail(ValueError, caller, got, "mode='elem' or 'batch'", fix)
         if partners and len(partners) != rule.sources - 1:
-            came = f"partner_key={self.partner_key!r} where {rule.sources} records are mixed"
+            got = f"partner_key={self.partner_key!r} where {rule.sources} records are mixed"
             others = tuple(f"other{i}" for i in range(1, rule.sources))
             fix = f"name each nested record, like {others if rule.sources > 2 else 'other'!r}"
-            fail(ValueError, where, came, f"{rule.sources - 1} of them", fix)
+            fail(ValueError, caller, got, f"{rule.sources - 1} of them", fix)
         images = self.image_key if isinstance(self.image_key, tuple) else (self.image_key,)
         names = [("image_key", str(name)) for name in images]
         names += [
@@ -128,13 +128,13 @@ class Transform(grain.transforms.Map, abc.ABC):
         names += [("partner_key", name) for name in partners]
         for name, kind in targets.items():
             names += [(f"{type(kind).__name__}, which adds it", name + end) for end in kind.adds]
-        _options.check_names(where, names)
+        _options.check_names(caller, names)
         fields = tuple(
             getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sharding"
         )
         setup = Setup(
             identity=(type(self), _options.identity(fields)),
-            caller=where,
+            caller=caller,
             rule=rule,
             prob=self.prob,
             mode=self.mode,
@@ -157,20 +157,20 @@ class Transform(grain.transforms.Map, abc.ABC):
 
     def _all_targets(self) -> dict[str, Target]:
         """The targets, those of the short form included."""
-        where, label = type(self).__name__, self.label_key
+        caller, label = type(self).__name__, self.label_key
         said = {"num_classes": self.num_classes, "label_smoothing": self.label_smoothing or None}
         for option, value in said.items():
             if value is None or (self.targets is None and label is not None):
                 continue
             if self.targets is not None:
-                came, fix = f"{option}={value} with targets", f"targets={{{label or 'label'!r}: "
+                got, fix = f"{option}={value} with targets", f"targets={{{label or 'label'!r}: "
                 fix = f"say it in there, {fix}gm.OneHot(K, smoothing=...)}}"
             else:
-                came, fix = (
+                got, fix = (
                     f"{option}={value} with label_key=None",
                     f"drop {option}, or name the label",
                 )
-            fail(ValueError, where, came, f"{option} for the one label of label_key", fix)
+            fail(ValueError, caller, got, f"{option} for the one label of label_key", fix)
         if self.targets is not None:
             return dict(self.targets)
         if label is None:
@@ -251,9 +251,9 @@ class Transform(grain.transforms.Map, abc.ABC):
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses to be called, as a function would be."""
-        where = type(self).__name__
+        caller = type(self).__name__
         fix = "put it into the operations of a DataLoader or a dataset's .map, or call .map(batch)"
-        fail(TypeError, where, "a transform that is called like a function", "a method", fix)
+        fail(TypeError, caller, "a transform that is called like a function", "a method", fix)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -333,9 +333,9 @@ class MixUpBatch(Transform):
             return MixUp(law)
         inner = getattr(law, "law", law)  # what is inside of Larger
         if not isinstance(inner, Beta) or inner.a != inner.b:
-            came = f"alpha={self.alpha!r} with sources={self.sources}"
+            got = f"alpha={self.alpha!r} with sources={self.sources}"
             fix = "pass a number α, the parameter of Dirichlet(α, ..., α)"
-            fail(ValueError, "MixUpBatch", came, "a number, or gm.Larger(gm.Beta(a, a))", fix)
+            fail(ValueError, "MixUpBatch", got, "a number, or gm.Larger(gm.Beta(a, a))", fix)
         return MixUpOfMany(inner.a, inner is not law, self.sources)
 
 
@@ -531,16 +531,18 @@ class WeightMapMixBatch(Transform):
     True
     """
 
-    weight_map: _maps.WeightMap = field(metadata=checked_by(_maps.check_function))
+    weight_map: _map_functions.WeightMap = field(metadata=checked_by(_map_functions.check_function))
     alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     reads: tuple[str, ...] = field(default=(), metadata=checked_by(_options.as_names))
 
     @property
     def _rule(self) -> Rule:
-        where, law = type(self).__name__, law_of(self.alpha)
-        reads = _maps.reads_of(where, self.weight_map, self.reads)
+        caller, law = type(self).__name__, law_of(self.alpha)
+        reads = _map_functions.reads_of(caller, self.weight_map, self.reads)
         if not getattr(self.weight_map, "uses_lam", True) and law != law_of(type(self).alpha):
-            came = f"alpha={self.alpha!r} with {self.weight_map!r}, which does not use λ"
-            fail(ValueError, where, came, "no alpha", "leave it out: it would change nothing")
-        return ByMap(_maps.in_image_order(where, self.weight_map, self.spatial_axes), law, reads)
+            got = f"alpha={self.alpha!r} with {self.weight_map!r}, which does not use λ"
+            fail(ValueError, caller, got, "no alpha", "leave it out: it would change nothing")
+        return ByMap(
+            _map_functions.in_image_order(caller, self.weight_map, self.spatial_axes), law, reads
+        )

@@ -51,15 +51,15 @@ class _OfTwoAxes:
 
     uses_lam: ClassVar[bool] = True
 
-    def check_fields(self, where: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
+    def check_fields(self, caller: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
         """Two axes that are long enough."""
-        came = f"{self!r} for an image that is {list(lengths)} long along its spatial axes"
+        got = f"{self!r} for an image that is {list(lengths)} long along its spatial axes"
         if len(lengths) != 2:
             fix = "name two spatial_axes, or write a map of your own"
-            fail(ValueError, where, came, "two axes", fix)
-        self._check_lengths(where, came, lengths)
+            fail(ValueError, caller, got, "two axes", fix)
+        self._check_lengths(caller, got, lengths)
 
-    def _check_lengths(self, where: str, came: str, lengths: Lengths) -> None:
+    def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         pass
 
 
@@ -127,9 +127,9 @@ class GridMix(_OfTwoAxes):
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", _count("GridMix", "cells", self.cells))
 
-    def _check_lengths(self, where: str, came: str, lengths: Lengths) -> None:
+    def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         if min(lengths) <= self.cells:
-            fail(ValueError, where, came, "at least two pixels in a cell", "pass fewer cells")
+            fail(ValueError, caller, got, "at least two pixels in a cell", "pass fewer cells")
 
     def __call__(self, key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
         """The weights of one record's own pixels."""
@@ -191,10 +191,10 @@ class SpecMix(_OfTwoAxes):
 
     uses_lam: ClassVar[bool] = False
 
-    def _check_lengths(self, where: str, came: str, lengths: Lengths) -> None:
+    def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         if min(lengths) < 8:
             fix = "leave such images unmixed: a band is an eighth of the image"
-            fail(ValueError, where, came, "at least 8 pixels along each", fix)
+            fail(ValueError, caller, got, "at least 8 pixels along each", fix)
 
     def __call__(self, key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
         """The weights of one record's own pixels."""
@@ -234,9 +234,9 @@ class Patches(_OfTwoAxes):
     def __post_init__(self) -> None:
         object.__setattr__(self, "side", _count("Patches", "side", self.side))
 
-    def _check_lengths(self, where: str, came: str, lengths: Lengths) -> None:
+    def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         if max(lengths) <= self.side:
-            fail(ValueError, where, came, "more than one patch", "pass a shorter side")
+            fail(ValueError, caller, got, "more than one patch", "pass a shorter side")
 
     def __call__(self, key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
         """The weights of one record's own pixels."""
@@ -298,12 +298,12 @@ class _Reading:
         """The name of the field that it reads."""
         raise NotImplementedError
 
-    def check_fields(self, where: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
+    def check_fields(self, caller: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
         """One value for each pixel of the image, or of each object."""
         [name] = self.reads
         field, who = fields[name], type(self).__name__
-        came = f"{name!r} is {describe(field)}, which {who} reads, beside an image that is "
-        came += f"{list(lengths)} long along its spatial axes"
+        got = f"{name!r} is {describe(field)}, which {who} reads, beside an image that is "
+        got += f"{list(lengths)} long along its spatial axes"
         shape, before = tuple(field.shape), 2 if self.objects else 1
         if len(shape) != before + len(lengths) or shape[before:] != lengths:
             front = f"[B, {'N, ' * self.objects}"
@@ -311,12 +311,12 @@ class _Reading:
             fix = "crop and resize it with its image, before Batch"
             if len(shape) != before + len(lengths):
                 fix = "drop the axis of length 1, before Batch" if 1 in shape[1:] else self.other
-            fail(ValueError, where, came, expected, fix)
-        self._check_dtype(where, name, field)
+            fail(ValueError, caller, got, expected, fix)
+        self._check_dtype(caller, name, field)
 
-    def _check_dtype(self, where: str, name: str, field: Any) -> None:
+    def _check_dtype(self, caller: str, name: str, field: Any) -> None:
         if str(field.dtype) == "complex64":
-            fail(TypeError, where, f"{name!r} is complex64", "real numbers", "take its magnitude")
+            fail(TypeError, caller, f"{name!r} is complex64", "real numbers", "take its magnitude")
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """The axes along which the field is as long as the image along `axes`."""
@@ -365,8 +365,8 @@ class ClassMix(_Reading):
         object.__setattr__(self, "name", as_name("ClassMix", "name", self.name))
         if self.ignore is not None:
             if not is_int(self.ignore):
-                came, fix = f"ignore={quote(self.ignore)}", "pass one like 255"
-                fail(TypeError, "ClassMix", came, "a class id, an int, or None", fix)
+                got, fix = f"ignore={quote(self.ignore)}", "pass one like 255"
+                fail(TypeError, "ClassMix", got, "a class id, an int, or None", fix)
             object.__setattr__(self, "ignore", int(self.ignore))
 
     @property
@@ -374,11 +374,11 @@ class ClassMix(_Reading):
         """The name of the label maps."""
         return (self.name,)
 
-    def _check_dtype(self, where: str, name: str, field: Any) -> None:
-        came = f"{name!r} is {field.dtype}"
+    def _check_dtype(self, caller: str, name: str, field: Any) -> None:
+        got = f"{name!r} is {field.dtype}"
         if not is_integer(field.dtype) and str(field.dtype) != "bool":
             fix = "cast ids with .astype(np.int32); of scores take jnp.argmax"
-            fail(TypeError, where, f"{came}, which ClassMix reads", "class ids, integers", fix)
+            fail(TypeError, caller, f"{got}, which ClassMix reads", "class ids, integers", fix)
         low, high = 0, 1
         if is_integer(field.dtype):
             held = np.iinfo(narrow_dtype(field.dtype))
@@ -386,7 +386,7 @@ class ClassMix(_Reading):
         if self.ignore is not None and not low <= self.ignore <= high:
             expected = f"an id from {low} to {high}"
             fix = f"pass what the id became in {field.dtype}, or cast the field to int32"
-            fail(ValueError, where, f"{came}, with {self!r}", expected, fix)
+            fail(ValueError, caller, f"{got}, with {self!r}", expected, fix)
 
     def __call__(
         self, key: jax.Array, lam: jax.Array, lengths: Lengths, own: Fields, partner: Fields
@@ -512,8 +512,8 @@ class SaliencyMix(_Reading):
         return ~inside
 
 
-def _count(where: str, field: str, value: Any) -> int:
+def _count(caller: str, field: str, value: Any) -> int:
     if not is_int(value) or value < 1:
         error = ValueError if is_int(value) else TypeError
-        fail(error, where, f"{field}={quote(value)}", "an int above 0", "pass one like 4")
+        fail(error, caller, f"{field}={quote(value)}", "an int above 0", "pass one like 4")
     return int(value)

@@ -71,7 +71,7 @@ LAWS += [(2, 8), (8, 2), (0.3, 1.7)]
 def test_the_table_has_no_error_of_its_own(a: float, b: float) -> None:
     """All 2²⁰ values that λ can take, once each: the exact distribution, not a sample."""
     bits = np.arange(2**20, dtype=np.uint32) << 12
-    lam = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, gm.Beta(a, b))) / 2**24
+    lam = np.asarray(jax.jit(_laws.sample, static_argnums=1)(bits, gm.Beta(a, b))) / 2**24
     assert (np.diff(lam) >= 0).all()
     law = scipy.stats.beta(a, b)
     for tail in (2.0**-20, 2.0**-10):
@@ -124,13 +124,13 @@ class Stairs(gm.Law):
 def test_other_laws(law: Any, reference: Any) -> None:
     """All 2²⁰ values that λ can take, once each."""
     bits = np.arange(2**20, dtype=np.uint32) << 12
-    lam = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, law)) / 2**24
+    lam = np.asarray(jax.jit(_laws.sample, static_argnums=1)(bits, law)) / 2**24
     if isinstance(law, Stairs):
         heights = np.rint(np.array(law.heights) * 2**24) / 2**24
         assert np.isin(lam, heights).mean() > 0.999
         assert abs((lam < 0.3).mean() - 0.5) < 1e-3
     elif reference is None:
-        inner = np.asarray(jax.jit(_laws.draw, static_argnums=1)(bits, law.law)) / 2**24
+        inner = np.asarray(jax.jit(_laws.sample, static_argnums=1)(bits, law.law)) / 2**24
         np.testing.assert_array_equal(lam, np.maximum(inner, 1 - inner))
     else:
         assert distance(lam, reference) < 0.0005

@@ -37,7 +37,7 @@ def test_no_module_is_imported_in_a_circle() -> None:
     assert not imports("_errors")
 
 
-def test_the_house_has_few_floors() -> None:
+def test_imports_have_few_layers() -> None:
     @functools.cache
     def floor(name: str) -> int:
         return 1 + max((floor(below) for below in imports(name)), default=0)

@@ -106,43 +106,43 @@ class Boxes(Target):
         for other in self.fields:
             check_copied("Boxes", other, fields[other])
             if fields[other].shape[1:2] != (count,):
-                came = f"{other!r} is {describe(fields[other])}"
+                got = f"{other!r} is {describe(fields[other])}"
                 fix = "pad it as the boxes are, or take it out of fields"
-                fail(ValueError, "Boxes", came, f"[B, {count}, ...] as {name!r}", fix)
+                fail(ValueError, "Boxes", got, f"[B, {count}, ...] as {name!r}", fix)
         if self.masks is not None:
             masks, size = fields[self.masks], self._size(space)
             check_pixels("Boxes", self.masks, masks, averaged=False)
             if masks.shape[1:] != (count, *size):
-                came = f"{self.masks!r} is {describe(masks)}"
+                got = f"{self.masks!r} is {describe(masks)}"
                 expected = f"a mask for each box, [B, {count}, {size[0]}, {size[1]}]"
                 fix = "pad masks as the boxes are; one map of class ids is gm.LabelMap()"
-                fail(ValueError, "Boxes", came, expected, fix)
+                fail(ValueError, "Boxes", got, expected, fix)
 
     def _check_boxes(self, name: str, boxes: Any, space: Space) -> None:
-        came = f"{name!r} is {describe(boxes)}"
+        got = f"{name!r} is {describe(boxes)}"
         if not is_integer(boxes.dtype) and not is_float(boxes.dtype):
-            fail(TypeError, "Boxes", came, "numbers [B, N, 4]", "cast them to float32 or int32")
+            fail(TypeError, "Boxes", got, "numbers [B, N, 4]", "cast them to float32 or int32")
         if len(boxes.shape) != 3 or boxes.shape[2] != 4 or boxes.shape[1] == 0:
-            fail(ValueError, "Boxes", came, "[B, N, 4], N > 0", _fix_for_shape(boxes.shape))
+            fail(ValueError, "Boxes", got, "[B, N, 4], N > 0", _fix_for_shape(boxes.shape))
         if not is_float(boxes.dtype) and (self._is_relative or "center" in self.format):
             fix = "pass floats"
             if self._is_relative:
                 fix = f"pass format={self.format[4:]!r} for pixels, or floats from 0 to 1"
-            fail(TypeError, "Boxes", f"{came} for {self.format!r}", "floats [B, N, 4]", fix)
+            fail(TypeError, "Boxes", f"{got} for {self.format!r}", "floats [B, N, 4]", fix)
         if space.map is not None and (space.map != np.bool_ or self.masks is None):
-            came = f"{name!r} with a weight map of {space.map} and masks={self.masks!r}"
+            got = f"{name!r} with a weight map of {space.map} and masks={self.masks!r}"
             fix = "name the masks of the objects where the map returns bool, or use CutMixBatch"
-            fail(ValueError, "Boxes", came, "a map of bool, and masks", fix)
+            fail(ValueError, "Boxes", got, "a map of bool, and masks", fix)
         if len(space.axes) != 2:
-            came = f"{name!r} with spatial_axes={space.axes}"
+            got = f"{name!r} with spatial_axes={space.axes}"
             fix = "leave the boxes out, or pass the axes of height and width alone"
-            fail(ValueError, "Boxes", came, "two axes, height and width", fix)
+            fail(ValueError, "Boxes", got, "two axes, height and width", fix)
         side = max(self._size(space))
         is_moved = space.cuts and space.sources > 2
         if is_moved and is_integer(boxes.dtype) and side > np.iinfo(boxes.dtype).max:
-            came = f"{name!r} is {describe(boxes)}, beside an image that is {side} long"
+            got = f"{name!r} is {describe(boxes)}, beside an image that is {side} long"
             fix = "cast them to int32: a mosaic moves boxes"
-            fail(TypeError, "Boxes", came, "a dtype that can count its pixels", fix)
+            fail(TypeError, "Boxes", got, "a dtype that can count its pixels", fix)
 
     def _check_values(self, name: str, boxes: np.ndarray, space: Space) -> None:
         if not np.isfinite(boxes).all():
@@ -151,7 +151,7 @@ class Boxes(Target):
         size = np.array(self._size(space), np.float64)
         wrong = self._wrong(boxes, size)
         if wrong:
-            came, expected, fix = wrong
+            got, expected, fix = wrong
             floats = is_float(boxes.dtype)
             others = [
                 other
@@ -163,8 +163,8 @@ class Boxes(Target):
                 fix = (
                     f"pass format={' or '.join(map(repr, others))} if they are meant so, else {fix}"
                 )
-            came = f"{name!r} with {came}, for format={self.format!r}"
-            fail(ValueError, "Boxes", came, expected, fix)
+            got = f"{name!r} with {got}, for format={self.format!r}"
+            fail(ValueError, "Boxes", got, expected, fix)
         if str(boxes.dtype) in WIDE:
             check_narrow("Boxes", name, boxes)
 
@@ -188,9 +188,9 @@ class Boxes(Target):
             outside = outside + size * float(jnp.finfo(boxes.dtype).eps)
         if (lowest < -outside).any() or (highest > size + outside).any():
             rows, columns = (f"{a:g} to {b:g}" for a, b in zip(lowest, highest, strict=True))
-            came = f"rows from {rows} and columns from {columns} (in pixels)"
-            came += f", in an image of {size[0]:g} x {size[1]:g}"
-            return came, "boxes inside, but for one pixel", "clip boxes to the image before"
+            got = f"rows from {rows} and columns from {columns} (in pixels)"
+            got += f", in an image of {size[0]:g} x {size[1]:g}"
+            return got, "boxes inside, but for one pixel", "clip boxes to the image before"
         return None
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:

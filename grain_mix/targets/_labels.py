@@ -109,28 +109,28 @@ class MultiHot(Target):
             self, "smoothing", check_smoothing("MultiHot", "smoothing", self.smoothing)
         )
         if not isinstance(self.union, bool):
-            came = f"union={quote(self.union)}"
-            fail(TypeError, "MultiHot", came, "True or False", "pass one of them")
+            got = f"union={quote(self.union)}"
+            fail(TypeError, "MultiHot", got, "True or False", "pass one of them")
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Numbers from 0 to 1 for each class."""
         if isinstance(array, np.ndarray):
             if array.dtype.kind != "b" and not (array.min() >= 0 and array.max() <= 1):
-                came = f"{name!r} from {array.min()} to {array.max()}"
+                got = f"{name!r} from {array.min()} to {array.max()}"
                 fix = (
                     "for class ids use OneHot or Sparse; give what is uncertain or missing a "
                     "probability, and keep out of the loss what must not count"
                 )
-                fail(ValueError, "MultiHot", came, "0, 1 or probabilities", fix)
+                fail(ValueError, "MultiHot", got, "0, 1 or probabilities", fix)
             return
         check_numbers("MultiHot", name, array)
-        came = f"{name!r} is {describe(array)}"
+        got = f"{name!r} is {describe(array)}"
         if len(array.shape) < 2 or 0 in array.shape:
             fix = "for class ids [B] use OneHot; make lists of ids zeros and ones for each class"
-            fail(ValueError, "MultiHot", came, "[B, K]", fix)
-        if len(array.shape) > 2 and space.parts_pixels:
+            fail(ValueError, "MultiHot", got, "[B, K]", fix)
+        if len(array.shape) > 2 and space.has_pixel_weights:
             fix = "for numbers at each position use ValueMap, for class ids LabelMap"
-            fail(ValueError, "MultiHot", came, "[B, K] where an image is cut", fix)
+            fail(ValueError, "MultiHot", got, "[B, K] where an image is cut", fix)
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """The mean, or the largest."""
@@ -175,16 +175,16 @@ class Soft(Target):
                 check_finite("Soft", name, array)
             return
         check_numbers("Soft", name, array)
-        came = f"{name!r} is {describe(array)}"
+        got = f"{name!r} is {describe(array)}"
         if not is_float(array.dtype):
             fix = "for class ids use OneHot or Sparse, for zeros and ones MultiHot; cast to float32"
-            fail(TypeError, "Soft", came, "floats", f"{fix} only where a mean means something")
+            fail(TypeError, "Soft", got, "floats", f"{fix} only where a mean means something")
         if 0 in array.shape:
-            fail(ValueError, "Soft", came, "at least one number", "drop the field before Batch")
+            fail(ValueError, "Soft", got, "at least one number", "drop the field before Batch")
         if self.smoothing and len(array.shape) != 2:
-            came += f" with smoothing={self.smoothing}"
+            got += f" with smoothing={self.smoothing}"
             fix = "pass smoothing=0, or labels [B, K]; for class ids use OneHot"
-            fail(ValueError, "Soft", came, "[B, K]", fix)
+            fail(ValueError, "Soft", got, "[B, K]", fix)
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """The mean."""
@@ -201,48 +201,48 @@ class Ready(Soft):
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Rows that have a mean, and nothing else that looks like it."""
-        came, where = f"{name!r} is {describe(array)}", "label_key"
+        got, caller = f"{name!r} is {describe(array)}", "label_key"
         if isinstance(array, np.ndarray):
             if is_integer(array.dtype) and not ((array == 0) | (array == 1)).all():
-                came = f"{name!r} has integers from {array.min()} to {array.max()}"
+                got = f"{name!r} has integers from {array.min()} to {array.max()}"
                 fix = (
                     "for class ids pass num_classes; lists of ids must become zeros and ones, ids "
                 )
                 fix += "of several heads a field each; say what is missing with targets= and "
                 fix += "gm.MultiHot() or gm.Soft()"
-                fail(ValueError, where, came, "zeros and ones", fix)
+                fail(ValueError, caller, got, "zeros and ones", fix)
             sums = array.sum(-1, dtype=np.float64) if self.smoothing else np.ones(1)
             rounding = float(jnp.finfo(array.dtype).eps) if is_float(array.dtype) else 0.0
             if np.abs(sums - 1).max() > max(1e-3, rounding):
-                came = f"{name!r} has rows with sums from {sums.min():g} to {sums.max():g}"
+                got = f"{name!r} has rows with sums from {sums.min():g} to {sums.max():g}"
                 fix = "for several classes in one image pass targets="
                 fix += f"{{{name!r}: gm.MultiHot(smoothing={self.smoothing})}}"
-                fail(ValueError, where, f"{came}, with label_smoothing", "sums of 1", fix)
+                fail(ValueError, caller, f"{got}, with label_smoothing", "sums of 1", fix)
             if is_float(array.dtype):
                 super().check(name, array, space)
                 if array.min() == -1 and ((array == 0) | (abs(array) == 1)).all():
                     warn_once("-1", MINUS_ONE.format(name=name))
             return
-        check_numbers(where, name, array)
-        check_no_map(where, name, array, space)
+        check_numbers(caller, name, array)
+        check_no_map(caller, name, array, space)
         expected = "class ids with num_classes, or soft labels [B, K]"
         if len(array.shape) < 2:
             fix = "for class ids pass num_classes=K"
             if is_float(array.dtype):
                 fix = f"for other targets pass targets={{{name!r}: gm.Soft()}}; for class ids cast "
                 fix += "to integers and pass num_classes=K"
-            fail(ValueError, where, came, expected, fix)
+            fail(ValueError, caller, got, expected, fix)
         if len(array.shape) > 2 or 0 in array.shape:
             fix = f"say what it is: targets={{{name!r}: gm.Soft()}} averages over the whole image, "
             fix += "gm.ValueMap() holds numbers for each position, gm.LabelMap() class ids"
-            fail(ValueError, where, came, expected, fix)
+            fail(ValueError, caller, got, expected, fix)
         if not is_float(array.dtype) and array.shape[1] == 1:
             fix = f"for class ids pass num_classes=K, else targets={{{name!r}: gm.MultiHot()}}"
-            fail(ValueError, where, came, expected, fix)
+            fail(ValueError, caller, got, expected, fix)
         if is_integer(array.dtype) and isinstance(array, jax.Array):
             fix = f"say what they are: targets={{{name!r}: gm.MultiHot()}} for zeros and ones, or "
             fix += "cast to float32 what is gm.Soft()"
-            fail(TypeError, where, f"{came}, whose values are not known here", "floats", fix)
+            fail(TypeError, caller, f"{got}, whose values are not known here", "floats", fix)
 
 
 @explains_mistakes
@@ -338,25 +338,25 @@ def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
 # --- checks -----------------------------------------------------------------------------------
 
 
-def check_count(where: str, value: Any) -> int:
+def check_count(caller: str, value: Any) -> int:
     """Checks a number of classes."""
     if not is_int(value) or not 0 < value <= MOST_CLASSES:
         fix = "pass the number of classes; labels that are [B, K] already are Soft or MultiHot"
         error = ValueError if is_int(value) else TypeError
-        fail(error, where, f"num_classes={quote(value)}", "an int above 0 (and an int32)", fix)
+        fail(error, caller, f"num_classes={quote(value)}", "an int above 0 (and an int32)", fix)
     return int(value)
 
 
-def check_numbers(where: str, name: str, array: Any) -> None:
+def check_numbers(caller: str, name: str, array: Any) -> None:
     """Checks that a label consists of numbers."""
     if not (is_integer(array.dtype) or is_float(array.dtype) or str(array.dtype) == "bool"):
         fix = native_fix(array.dtype) or "encode it as numbers, or leave it out"
         if array.dtype.kind == "c":
             fix = "convert it to magnitudes, or to real and imaginary parts, [..., 2]"
-        fail(TypeError, where, f"{name!r} is {describe(array)}", "numbers", fix)
+        fail(TypeError, caller, f"{name!r} is {describe(array)}", "numbers", fix)
 
 
-def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> None:
+def check_ids(caller: str, name: str, array: Any, count: int, space: Space) -> None:
     """Checks that a label holds class ids, from 0 to below `count`."""
     if isinstance(array, np.ndarray):
         # As unsigned, so that one pass tells of negative ones too, which are beyond all others.
@@ -364,19 +364,19 @@ def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> No
         if array.view(f"u{array.dtype.itemsize}").max() < beyond:
             return
         fix = "raise num_classes, or fix the labels (counted from 1? missing ones marked -1?)"
-        came = f"{name!r} from {array.min()} to {array.max()}"
-        fail(ValueError, where, came, f"class ids, 0 <= {name} < {count}", fix)
-    check_numbers(where, name, array)
-    came, expected = f"{name!r} is {describe(array)}", "class ids, integers [B] or [B, 1]"
+        got = f"{name!r} from {array.min()} to {array.max()}"
+        fail(ValueError, caller, got, f"class ids, 0 <= {name} < {count}", fix)
+    check_numbers(caller, name, array)
+    got, expected = f"{name!r} is {describe(array)}", "class ids, integers [B] or [B, 1]"
     if is_integer(array.dtype) and array.shape[1:] in ((), (1,)):
         return
-    check_no_map(where, name, array, space)
+    check_no_map(caller, name, array, space)
     if not is_integer(array.dtype):
         fix = "labels that are soft already are gm.Soft(), zeros and ones gm.MultiHot(): say so "
         fix += f"with targets={{{name!r}: ...}}, or leave num_classes out for [B, K]"
         if len(array.shape) == 1:
             fix = f"cast class ids to integers; other numbers are targets={{{name!r}: gm.Soft()}}"
-        fail(TypeError, where, came, expected, fix)
+        fail(TypeError, caller, got, expected, fix)
     fix = (
         "class ids of several heads are a field each, label[:, 0] and so on; for several class ids "
     )
@@ -384,16 +384,16 @@ def check_ids(where: str, name: str, array: Any, count: int, space: Space) -> No
         "of one head make them zeros and ones [B, K], as gm.MultiHot() takes them; class ids for "
     )
     fix += "each position are gm.LabelMap()"
-    fail(ValueError, where, came, expected, fix)
+    fail(ValueError, caller, got, expected, fix)
 
 
-def check_no_map(where: str, name: str, array: Any, space: Space) -> None:
+def check_no_map(caller: str, name: str, array: Any, space: Space) -> None:
     """Refuses what has the image's lengths: it speaks of positions, not of the whole image."""
     lengths = space.lengths
-    if space.parts_pixels and lengths and array.shape[1 : 1 + len(lengths)] == lengths:
+    if space.has_pixel_weights and lengths and array.shape[1 : 1 + len(lengths)] == lengths:
         fix = (
             f"numbers for each position are targets={{{name!r}: gm.ValueMap()}}, class ids "
             "gm.LabelMap(); what speaks of the whole image and has this shape by chance gm.Soft()"
         )
-        came = f"{name!r} is {describe(array)}, as long as the image along the box"
-        fail(ValueError, where, came, "a label of the whole image", fix)
+        got = f"{name!r} is {describe(array)}, as long as the image along the box"
+        fail(ValueError, caller, got, "a label of the whole image", fix)

@@ -96,9 +96,9 @@ class LabelMap(Target):
         check_pixels("LabelMap", name, array, averaged=False)
         space.axes_of("LabelMap", name, array, self.axes)
         if space.map is not None and space.map != np.bool_:
-            came = f"{name!r} with a weight_map that returns {space.map}"
+            got = f"{name!r} with a weight_map that returns {space.map}"
             fix = "return bool, or use MixUpBatch, which keeps both maps with their weights"
-            fail(TypeError, "LabelMap", came, "bool, since class ids have no mean", fix)
+            fail(TypeError, "LabelMap", got, "bool, since class ids have no mean", fix)
 
     def is_copied(self, space: Space) -> bool:
         """Where boxes or tiles are cut, and nothing else."""

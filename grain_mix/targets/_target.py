@@ -38,7 +38,7 @@ class Space:
     sources: int = 2
 
     @property
-    def parts_pixels(self) -> bool:
+    def has_pixel_weights(self) -> bool:
         """Whether pixels of one image may have different weights."""
         return self.cuts or self.map is not None
 
@@ -60,22 +60,22 @@ class Space:
                 such as a label map `[B, H, W]` beside an image `[B, C, H, W]`.
             fix: what to do where lengths differ.
         """
-        if not self.parts_pixels:
+        if not self.has_pixel_weights:
             return ()
         ndim = len(array.shape)
         if axes is None:
             axes = axes_in(ndim, self.axes)
         elif len(axes) != len(self.axes):
-            came = f"axes={axes} for {name!r}, beside an image with spatial_axes={self.axes}"
+            got = f"axes={axes} for {name!r}, beside an image with spatial_axes={self.axes}"
             expected = f"{len(self.axes)} axes, in the image's order"
-            fail(ValueError, caller, came, expected, "name them")
+            fail(ValueError, caller, got, expected, "name them")
         if max(axes) < ndim:
             axes = front_axes(caller, "axes", axes, name, array.shape)
         if tuple(array.shape[axis] if axis < ndim else None for axis in axes) != self.lengths:
-            came = f"{name!r} is {describe(array)}, with the box along its axes {axes}"
+            got = f"{name!r} is {describe(array)}, with the box along its axes {axes}"
             expected = f"the image's lengths there, {list(self.lengths)}"
             default = "resize it to match, since both are cut alike, or say its axes, "
-            fail(ValueError, caller, came, expected, fix or f"{default}gm.{caller}(axes=...)")
+            fail(ValueError, caller, got, expected, fix or f"{default}gm.{caller}(axes=...)")
         return axes
 
 
@@ -146,12 +146,12 @@ class Target:
     def check_fields(self, name: str, fields: dict[str, Any], space: Space) -> None:
         """Checks the field and those that it `reads`; a user's kind gets what JAX holds."""
         if type(self).mix is not Target.mix:
-            where = type(self).__name__
+            caller = type(self).__name__
             for other, value in fields.items():
                 if isinstance(value, np.ndarray):
-                    check_narrow(where, other or name, value, always=True)
+                    check_narrow(caller, other or name, value, always=True)
                 else:
-                    check_copied(where, other or name, value)
+                    check_copied(caller, other or name, value)
         self.check(name, fields[""], space)
 
     def is_copied(self, space: Space) -> bool:

@@ -16,36 +16,34 @@ from grain_mix._dtypes import FLOATS, check_copied, narrow_dtype
 from grain_mix._errors import describe, fail, kind, quote
 from grain_mix._fields import as_names
 from grain_mix._identity import check_frozen, check_hash
-from grain_mix._trace import check_pure
+from grain_mix._purity import check_pure
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`
 MOST_PIXELS = {"bool": 2**31 - 1, "float": 2**24 - 1}  # that 32 bits count exactly
 FIX = "it takes (key, lam, lengths) and returns the own weights, such as mask < lam"
 
 
-def reads_of(where: str, function: WeightMap, option: tuple[str, ...]) -> tuple[str, ...]:
+def reads_of(caller: str, function: WeightMap, option: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the fields that a function reads, as it or the option says.
 
     Checks that it takes as many arguments: `own` and `partner` too, where it reads anything.
     """
     said = getattr(function, "reads", ())
     if option and said:
-        came = f"reads={option} for a weight map with reads={said!r}"
-        fail(ValueError, where, came, "one of them", "leave the option out")
-    names = option or as_names(where, "weight_map.reads", said)
+        got = f"reads={option} for a weight map with reads={said!r}"
+        fail(ValueError, caller, got, "one of them", "leave the option out")
+    names = option or as_names(caller, "weight_map.reads", said)
     arguments = ("key", "lam", "lengths", *(("own", "partner") if names else ()))
     try:
         inspect.signature(function).bind(*arguments)
     except ValueError:  # no signature is known
         pass
     except TypeError:
-        came = f"weight_map{inspect.signature(function)}" + (
-            f" with reads={names}" if names else ""
-        )
+        got = f"weight_map{inspect.signature(function)}" + (f" with reads={names}" if names else "")
         fix = FIX if not names else f"it takes ({', '.join(arguments)}); own and partner are dicts"
         if not names and _binds(function, 5):
             fix = "say which fields it reads, reads=('masks',)"
-        fail(TypeError, where, came, f"a function of ({', '.join(arguments)})", fix)
+        fail(TypeError, caller, got, f"a function of ({', '.join(arguments)})", fix)
     return names
 
 
@@ -57,33 +55,33 @@ def _binds(function: WeightMap, count: int) -> bool:
     return True
 
 
-def check_function(where: str, field: str, value: Any) -> WeightMap:
+def check_function(caller: str, field: str, value: Any) -> WeightMap:
     """Checks what can be checked before there is an image, and what it reads."""
-    came = f"{field}={quote(value)}"
+    got = f"{field}={quote(value)}"
     if not callable(value) or isinstance(value, type):
         fix = f"write {value.__name__}(...), with brackets" if isinstance(value, type) else FIX
-        fail(TypeError, where, came, "a function", fix)
+        fail(TypeError, caller, got, "a function", fix)
     fix = "pass a function, functools.partial, or a frozen dataclass with __call__"
-    check_hash(where, came, value, fix)
+    check_hash(caller, got, value, fix)
     made_of = value.func if isinstance(value, functools.partial) else value
     has_own_eq = isinstance(getattr(type(made_of), "__eq__", None), types.FunctionType)
     if dataclasses.is_dataclass(made_of) or has_own_eq:
-        check_frozen(where, came, made_of)
+        check_frozen(caller, got, made_of)
     function: WeightMap = value
     return function
 
 
 def dtype_of(
-    where: str, function: WeightMap, lengths: tuple[int, ...], read: Mapping[str, Any]
+    caller: str, function: WeightMap, lengths: tuple[int, ...], read: Mapping[str, Any]
 ) -> np.dtype[Any]:
     """Checks what the function returns for images of these lengths, and returns its dtype.
 
     `read` are the fields `[B, ...]` that it reads.
     """
     for name, value in read.items():
-        check_copied(where, name, value)
+        check_copied(caller, name, value)
     if hasattr(function, "check_fields"):
-        function.check_fields(where, dict(read), lengths)
+        function.check_fields(caller, dict(read), lengths)
     fields = {
         name: jax.ShapeDtypeStruct(value.shape[1:], narrow_dtype(value.dtype))
         for name, value in read.items()
@@ -91,7 +89,7 @@ def dtype_of(
     key = jax.eval_shape(lambda: jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=IMPL))
     lam = jax.ShapeDtypeStruct((), jnp.float32)
     spec = check_pure(
-        where,
+        caller,
         "weight_map",
         lambda key, lam, *read: function(key, lam, lengths, *read),
         key,
@@ -101,19 +99,19 @@ def dtype_of(
     )
     expected = f"bool or floats {list(lengths)}"
     if not isinstance(spec, jax.ShapeDtypeStruct):
-        fail(TypeError, where, f"weight_map returns {kind(spec)}", expected, FIX)
-    came = f"weight_map returns {describe(spec)}"
+        fail(TypeError, caller, f"weight_map returns {kind(spec)}", expected, FIX)
+    got = f"weight_map returns {describe(spec)}"
     is_bool = str(spec.dtype) == "bool"
     if not is_bool and str(spec.dtype) not in FLOATS:
         fix = "return a comparison, such as mask == 1, or cast weights to float32"
-        fail(TypeError, where, came, expected, fix)
+        fail(TypeError, caller, got, expected, fix)
     if spec.shape != lengths:
         fix = "return a weight for each pixel, without axes for the batch and for channels"
-        fail(ValueError, where, came, expected, fix)
+        fail(ValueError, caller, got, expected, fix)
     most = MOST_PIXELS["bool" if is_bool else "float"]
     if math.prod(lengths) > most:
         fix = "split images up before" + ("" if is_bool else ", or return bool")
-        fail(ValueError, where, came, f"at most {most} pixels", fix)
+        fail(ValueError, caller, got, f"at most {most} pixels", fix)
     dtype: np.dtype[Any] = np.dtype(spec.dtype)
     return dtype
 
@@ -137,9 +135,9 @@ class InImageOrder:
         """The weights of one record's own pixels, in the order of `spatial_axes`."""
         return jnp.transpose(self.function(key, lam, self._upright(lengths), *read), self.order)
 
-    def check_fields(self, where: str, read: Mapping[str, Any], lengths: tuple[int, ...]) -> None:
+    def check_fields(self, caller: str, read: Mapping[str, Any], lengths: tuple[int, ...]) -> None:
         """As the map checks them."""
-        self.function.check_fields(where, read, self._upright(lengths))
+        self.function.check_fields(caller, read, self._upright(lengths))
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
         """As the map says them."""
@@ -151,13 +149,13 @@ class InImageOrder:
 
 
 def in_image_order(
-    where: str, function: WeightMap, axes: tuple[int, ...] | None
+    caller: str, function: WeightMap, axes: tuple[int, ...] | None
 ) -> WeightMap | InImageOrder:
     """The function, turned if it takes the image's own order of axes and `spatial_axes` differs."""
     if axes is None or not getattr(function, "in_image_order", False):
         return function
     if len({axis < 0 for axis in axes}) > 1:
-        came, fix = f"spatial_axes={axes} with {function!r}", "count all from the front"
-        fail(ValueError, where, came, "axes that are counted from one end", fix)
+        got, fix = f"spatial_axes={axes} with {function!r}", "count all from the front"
+        fail(ValueError, caller, got, "axes that are counted from one end", fix)
     order = tuple(sorted(axes).index(axis) for axis in axes)
     return function if order == tuple(range(len(order))) else InImageOrder(function, order)

@@ -15,7 +15,7 @@ from grain_mix._guards import jax_defaults
 TRACES = 8
 
 
-def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any, fix: str) -> Any:
+def check_pure(caller: str, name: str, function: Callable[..., Any], *specs: Any, fix: str) -> Any:
     """Checks that a function can be compiled, and is the same each time; returns what it returns.
 
     A compiled function is run once, on arrays whose values are not known yet. A random number or a
@@ -25,7 +25,7 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
     refused, since nobody can tell what it depends on.
 
     Args:
-        where: the transform, for errors.
+        caller: the transform, for errors.
         name: how the user calls the function.
         function: of JAX arrays; called under JAX's own settings.
         *specs: shapes and dtypes of its arguments.
@@ -39,31 +39,31 @@ def check_pure(where: str, name: str, function: Callable[..., Any], *specs: Any,
         same = all(_trace(function, specs, i)[0] == first for i in range(1, TRACES))
     except _OF_TRACERS as error:
         message = str(error).partition("\n")[0]
-        came = f"{name} looks at values that are not known when it is compiled ({message})"
+        got = f"{name} looks at values that are not known when it is compiled ({message})"
         advice = "write jnp.where(lam > 0.5, a, b) for if, and jnp instead of np and of int(...)"
         try:
-            fail(TypeError, where, came, "a function of JAX operations", advice)
+            fail(TypeError, caller, got, "a function of JAX operations", advice)
         except TypeError as ours:
             raise ours from error
     except Exception as error:
         if name.endswith(".mix"):
             error.add_note(
-                f"{where}: raised in {name}. Under some transforms draw.box is None; "
+                f"{caller}: raised in {name}. Under some transforms draw.box is None; "
                 "draw.weights_at(points) works under all."
             )
         raise
     if not same:
-        came = f"{name} gave two programs when it was traced {TRACES} times, so it uses a random "
-        came += "number of NumPy or Python, a counter, or something else that changes"
-        fail(ValueError, where, came, "the same program each time", fix)
+        got = f"{name} gave two programs when it was traced {TRACES} times, so it uses a random "
+        got += "number of NumPy or Python, a counter, or something else that changes"
+        fail(ValueError, caller, got, "the same program each time", fix)
     if (jax.core.Tracer,) in first[1]:
-        came = f"{name} holds a value of the function around it, which is not known"
+        got = f"{name} holds a value of the function around it, which is not known"
         advice = "pass plain numbers, and make a transform for each value"
-        fail(TypeError, where, came, "numbers that are known when it is compiled", advice)
+        fail(TypeError, caller, got, "numbers that are known when it is compiled", advice)
     callback = re.search(r"\b(pure|io)_callback\[", first[0])
     if callback:
-        came = f"{name} calls Python while it runs, by {callback[0][:-1]}"
-        fail(TypeError, where, came, "a function of JAX operations", f"write it with jnp; {fix}")
+        got = f"{name} calls Python while it runs, by {callback[0][:-1]}"
+        fail(TypeError, caller, got, "a function of JAX operations", f"write it with jnp; {fix}")
     return spec
 
 
