@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grain_mix._errors import describe, fail
+from grain_mix._errors import describe, fail, kind
 from grain_mix._fixed_point import ONE
 
 
@@ -62,9 +62,8 @@ def words_of_key(caller: str, key: Any) -> jax.Array:
     """The data of a JAX key, new style or old, as `uint32 [n]`."""
     fix = "pass one key of this step, such as jax.random.fold_in(key, step)"
     if not isinstance(key, jax.Array | np.ndarray):
-        if hasattr(key, "split") or callable(key):  # flax.nnx.Rngs, and one of its streams
-            fix = "pass a key: of flax.nnx.Rngs one is rngs.mix(); " + fix
-        fail(TypeError, caller, f"key is {describe(key)}", "a key of jax.random", fix)
+        fix += ", or rngs.mix() of a flax.nnx.Rngs"
+        fail(TypeError, caller, f"key is {kind(key)}", "a key of jax.random", fix)
     if jax.sharding.get_abstract_mesh().manual_axes:
         got = "a key inside shard_map or pmap, where all shards would draw alike"
         fix = "there, add a field of seeds outside, and leave key out"

@@ -138,6 +138,9 @@ CUTMIX = gm.CutMixBatch(num_classes=3)
 SEEDS = np.arange(4, dtype=np.uint32)
 SHAPE = (4, 6, 8, 3)
 X = np.zeros(SHAPE, np.float32)
+TILES = np.array([[[[0, 2]], [[2, 6]]]] * 4)  # along the rows
+SHIFT, SOURCES = np.zeros((4, 2, 1), int), np.array([[0, 1], [1, 0], [2, 3], [3, 2]])
+ROW, ENDS = SOURCES[:, :1], np.array([0, 1])
 LAM = np.full(4, 0.5, np.float32)
 BOX = np.array([[[1, 3], [2, 5]]] * 4)
 LONG_BOX = BOX.repeat(2, 1)
@@ -184,6 +187,36 @@ CALLS = [
     call(ValueError, "lam of shape () … [4]", gm.mixup, X, [[0.5], [0.5, 1]], PARTNER),
     call(TypeError, "lam is >f4 … swapped … float32", gm.mixup, X, LAM.astype(">f4"), PARTNER),
     call(TypeError, "lam is timedelta64", gm.mixup, X, LAM.astype("m8[s]"), PARTNER),
+    *(
+        call(error, message, gm.mosaic, X, tiles, shift, sources)
+        for error, message, tiles, shift, sources in [
+            (TypeError, "tiles is a list … integers [4, k, n, 2]", [[1]], SHIFT, SOURCES),
+            (
+                ValueError,
+                "shift is int64 [3, 2, 1] … integers [4, 2, 1]",
+                TILES,
+                SHIFT[:3],
+                SOURCES,
+            ),
+            (ValueError, "sources from 1 to 4 … sources <= 3", TILES, SHIFT, SOURCES + 1),
+            (ValueError, "tiles with start > stop … swap", TILES[..., ::-1], SHIFT, SOURCES),
+            (
+                ValueError,
+                "tiles from 0 to 7 … tiles <= 6 … lie in",
+                TILES + ENDS,
+                SHIFT,
+                SOURCES,
+            ),
+            (ValueError, "tiles - shift from -1 to 5 … show what is in", TILES, SHIFT + 1, SOURCES),
+            (
+                ValueError,
+                "tiles of 4 to 4 pixels … 6 pixels … cover",
+                TILES[:, 1:],
+                SHIFT[:, 1:],
+                ROW,
+            ),
+        ]
+    ),
     call(ValueError, "image_shape … 16777216", CUTMIX.draw, SEEDS, (4, 2**25, 8, 3)),
     *(
         call(error, message, gm.cutmix, X, BOX, PARTNER, spatial_axes=axes)

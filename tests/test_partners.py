@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from common import KINDS, assert_same, each_kind, everywhere, make_batch, over
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from programs import all_kinds, batch_of, coins
 
@@ -192,7 +193,7 @@ def test_wrong_keys(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="'mix_seed' in the batch, and a key"):
         transform.mix(batch, key=key)
     del batch["mix_seed"]
-    for wrong in (7, jax.random.split(key), np.zeros((2, 2), np.uint32), np.zeros(2)):
+    for wrong in (7, nnx.Rngs(0), jax.random.split(key), np.zeros((2, 2), np.uint32), np.zeros(2)):
         with pytest.raises((TypeError, ValueError), match=r"key is .*(one key|a key of)"):
             transform.mix(batch, key=wrong)
     parts = PartitionSpec("data")

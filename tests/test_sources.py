@@ -57,6 +57,15 @@ def test_anywhere(transform: Any, devices: list[int], rng: Rng) -> None:
     assert_same(jax.device_get(found), [mixed] * len(found))
 
 
+def test_the_formula_of_mosaics(rng: Rng) -> None:
+    """`gm.mosaic` with the parameters that the transform draws."""
+    batch = {"image": rng.normal(size=(9, 3, 8, 7)).astype(np.float32), "mix_seed": fresh(rng, 9)}
+    transform = gm.MosaicBatch(spatial_axes=(3, 2), label_key=None, prob=0.8)
+    draw = transform.draw(batch["mix_seed"], batch["image"].shape)
+    mixed = gm.mosaic(batch["image"], draw.tiles, draw.shift, draw.sources, spatial_axes=(3, 2))
+    np.testing.assert_array_equal(mixed, transform.map(batch)["image"])
+
+
 @pytest.mark.parametrize("size", [12, 20, slow(15)])
 def test_slices_of_groups_that_are_not_whole(size: int, rng: Rng) -> None:
     transform = gm.MosaicBatch(label_key=None, sharding=over(2))
