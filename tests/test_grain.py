@@ -471,6 +471,7 @@ def test_transforms_differ_in_any_field(transform: Any) -> None:
         "num_classes": 99,
         "label_smoothing": 0.125,
         "mode": "batch",
+        "sources": 3,
         "spatial_axes": (2, 1),
         "sharding": jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0]),
     }

@@ -87,14 +87,13 @@ def everything(seed: int) -> dict[str, np.ndarray]:
     key = jax.random.wrap_key_data(words, impl="threefry2x32")
     seedless = {name: value for name, value in batch.items() if name != "mix_seed"}
     partner, lam = np.arange(8) ^ 1, np.array([0.25, 0.75, 1, 0] * 2)
-    box, points = np.array([[[1, 3], [2, 5]]] * 8), rng.random((8, 4, 2)) * sides
+    box = np.array([[[1, 3], [2, 5]]] * 8)
     out = {
         "float map": gm.WeightMapMixBatch(fog, **options).map(batch),
         "bool map": jax.jit(gm.WeightMapMixBatch(coins, **options).mix)(jax.device_put(batch)),
         "boxes": boxes.map(batch),
         "mosaic": mosaic.map(batch),
         "three": gm.MixUpBatch(sources=3, num_classes=5).map(batch),
-        "points": gm.MosaicBatch().draw(batch["mix_seed"], (8, *sides, 3)).weights_at(points),
         "key": transform.mix(seedless, key=key),
         "partner": brings.map(batch | {"other": other}),
         "map": transform.map(batch),
@@ -114,6 +113,17 @@ def test_results_stay(name: str, rng: np.random.Generator) -> None:
     expected = everything(seed)
     with setting(name):
         assert_same([everything(seed)], [expected])
+
+
+@pytest.mark.parametrize("transform", [gm.MixBatch(), gm.MosaicBatch()])
+def test_weights_at_points(transform: Any, rng: np.random.Generator) -> None:
+    draw = transform.draw(rng.integers(2**32, size=8, dtype=np.uint32), (8, 9, 7, 3))
+    points = rng.integers(0, 7, (8, 4, 2))
+    expected = draw.weights_at(points), draw.moved(points, 1)
+    for name in ("x64", "rank_promotion", "dtype_promotion"):
+        with setting(name):
+            found = draw.weights_at(points), draw.moved(points, 1)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_without_jit(rng: np.random.Generator) -> None:
