@@ -397,6 +397,49 @@ def test_loops_and_positions_of_users_functions(axis_type: AxisType | None, rng:
         assert_same([jax.device_get(jax.jit(transform.mix)(on_devices))], [expected])
 
 
+# Each function of `jax.random` that makes numbers, with what it needs besides a key.
+RANDOM: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(["ball", "orthogonal"], (3,)),
+    **dict.fromkeys(["bits", "cauchy", "exponential", "gumbel", "laplace", "logistic"], ((3,),)),
+    **dict.fromkeys(["maxwell", "normal", "rademacher", "uniform"], ((3,),)),
+    **dict.fromkeys(["bernoulli", "geometric"], (0.4,)),
+    **dict.fromkeys(["chisquare", "gamma", "loggamma", "pareto", "poisson", "t"], (2.5,)),
+    **dict.fromkeys(["beta", "f", "weibull_min"], (2.0, 3.0)),
+    **dict.fromkeys(["choice", "permutation"], (jnp.arange(5),)),
+    **dict.fromkeys(["randint"], ((3,), 0, 9)),
+    **dict.fromkeys(["binomial"], (5.0, 0.4)),
+    **dict.fromkeys(["categorical", "dirichlet"], (jnp.ones(4),)),
+    **dict.fromkeys(["truncated_normal"], (-1.0, 1.0)),
+    **dict.fromkeys(["lognormal", "rayleigh", "wald"], (1.5,)),
+    **dict.fromkeys(["triangular"], (0.0, 0.5, 1.0)),
+    **dict.fromkeys(["double_sided_maxwell"], (0.0, 1.0)),
+    **dict.fromkeys(["generalized_normal"], (1.5,)),
+    **dict.fromkeys(["multivariate_normal"], (jnp.zeros(2), jnp.eye(2))),
+    **dict.fromkeys(["multinomial"], (5.0, jnp.ones(4) / 4)),
+}
+
+
+def all_random(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+    """One number of each."""
+    keys = jax.random.split(key, len(RANDOM))
+    drawn = [
+        jnp.ravel(getattr(jax.random, name)(key, *arguments))[0].astype(jnp.float32)
+        for key, (name, arguments) in zip(keys, RANDOM.items(), strict=True)
+    ]
+    shown = jnp.resize(jnp.abs(jnp.stack(drawn)) % 1, lengths)
+    return jnp.where(jnp.isfinite(shown), shown, 0)
+
+
+@pytest.mark.slow
+@each_axis_type
+def test_all_of_jax_random_on_devices(axis_type: AxisType, rng: Rng) -> None:
+    """The same but for rounding in JAX's own functions, which is each program's own."""
+    transform, batch = gm.WeightMapMixBatch(all_random, num_classes=10), make_batch(rng, 4)
+    sharded = dataclasses.replace(transform, sharding=over(2, axis_type))
+    expected, found = transform.map(batch)["label"], sharded.map(batch)["label"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_shards_that_are_split_further(rng: Rng) -> None:
     mesh = jax.make_mesh((2, 2), ("a", "b"), (EXPLICIT, EXPLICIT))
     split, one = PartitionSpec(("a", "b")), PartitionSpec("a")
