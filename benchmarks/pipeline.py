@@ -168,9 +168,9 @@ def _host_time(size: int, side: int, rounds: int) -> dict[str, float]:
     """Milliseconds of `map`, and of its jitted function on fields that are in place already."""
     rng = np.random.default_rng(0)
     figures = {}
-    mix = gm.MixBatch(num_classes=1000, spatial_axes=(1, 2))  # not clear for a pixel
+    mix = gm.MixBatch(num_classes=1000, spatial_axes=(1, 2))  # not clear for so few pixels
     jitted = jax.jit(mix.mix)
-    for name, width in (("full", side), ("pixel", 1)):
+    for name, width in (("full", side), ("tiny", 2)):
         batch = {
             "image": rng.integers(0, 256, (size, width, width, 3), np.uint8),
             "label": rng.integers(0, 1000, size).astype(np.int32),
