@@ -31,7 +31,7 @@ LAYOUTS: list[Any] = [  # shape of a record, axes of its box
     ((9,), (1,)),
     ((7, 2), (1,)),
     ((3, 4, 2, 3), (1, 2, 3)),
-    ((1, 1, 1), (1, 2)),
+    ((2, 2, 1), (1, 2)),
 ]
 ROADS = ["jit", "closure", "vmap", "scan", "cond", "remat"]
 SETTINGS = ["x64", "debug_nans", "rank_promotion", "dtype_promotion", "default_prng_impl"]
