@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grain_mix._chance import is_no_chance as is_no_chance
+from grain_mix._chance import is_no_chance
 from grain_mix._errors import describe, fail
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")

@@ -233,3 +233,21 @@ def test_axes_that_look_like_channels(shape: Any, axes: Any, rest: str | None) -
     assert len(caught) == (rest is not None)
     if rest is not None:
         assert re.search(rf"if the layout is \[B, .*; then pass {rest}", str(caught[0].message))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noted(gm.MixUpBatch):
+    """A transform of a user's own, with one more field."""
+
+    note: str = ""
+
+
+def test_a_subclass_with_a_field_and_draws_that_are_compared(rng: Rng) -> None:
+    batch, noted = make_batch(rng, 4), Noted(num_classes=10, note="x")
+    np.testing.assert_array_equal(
+        noted.map(batch)["label"], gm.MixUpBatch(num_classes=10).map(batch)["label"]
+    )
+    assert noted != Noted(num_classes=10, note="y")
+    draw, other = (noted.draw(batch["mix_seed"], batch["image"].shape) for _ in range(2))
+    assert draw == draw
+    assert draw != other  # without asking NumPy whether arrays are true
