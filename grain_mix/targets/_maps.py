@@ -14,9 +14,26 @@ from grain_mix._errors import explains_mistakes, fail
 from grain_mix.targets._target import Sources, Space, Target, values
 
 
+class _OfPositions(Target):
+    """What both kinds share: the axes of the box in their field."""
+
+    axes: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
+
+    def is_copied(self, space: Space) -> bool:
+        """Where boxes or tiles are cut, and nothing else."""
+        return space.cuts and not space.blends
+
+    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the box."""
+        return axes_in(ndim, axes) if self.axes is None else self.axes
+
+
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
-class ValueMap(Target):
+class ValueMap(_OfPositions):
     """Numbers for each position: depth, heat maps, labels for each frame.
 
     In: `[B, ...]` of an image's dtype. Out: the same, mixed exactly as the image is: blended by
@@ -33,22 +50,11 @@ class ValueMap(Target):
 
     axes: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
-
     def check(self, name: str, array: Any, space: Space) -> None:
         """An image's dtype, and the image's lengths."""
         if not isinstance(array, np.ndarray):
             check_pixels("ValueMap", name, array, space.averages)
             space.axes_of("ValueMap", name, array, self.axes)
-
-    def is_copied(self, space: Space) -> bool:
-        """Where boxes or tiles are cut, and nothing else."""
-        return space.cuts and not space.blends
-
-    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of the box."""
-        return axes_in(ndim, axes) if self.axes is None else self.axes
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """As the image, which is one of these."""
@@ -60,7 +66,7 @@ class ValueMap(Target):
 
 @explains_mistakes
 @dataclasses.dataclass(frozen=True)
-class LabelMap(Target):
+class LabelMap(_OfPositions):
     """Class ids for each position, which are never averaged: segmentation.
 
     In: `[B, ...]` of an image's dtype, or `bool`. Out, from `CutMixBatch` and `bool` weight maps:
@@ -86,9 +92,6 @@ class LabelMap(Target):
     axes: tuple[int, ...] | None = None
     adds: ClassVar[tuple[str, ...]] = ("_weight",)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
-
     def check(self, name: str, array: Any, space: Space) -> None:
         """An image's dtype, and the image's lengths."""
         if isinstance(array, np.ndarray):
@@ -99,14 +102,6 @@ class LabelMap(Target):
             got = f"{name!r} with a weight_map that returns {space.map}"
             fix = "return bool, or use MixUpBatch, which keeps both maps with their weights"
             fail(TypeError, "LabelMap", got, "bool, since class ids have no mean", fix)
-
-    def is_copied(self, space: Space) -> bool:
-        """Where boxes or tiles are cut, and nothing else."""
-        return space.cuts and not space.blends
-
-    def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of the box."""
-        return axes_in(ndim, axes) if self.axes is None else self.axes
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """Cut as the image is; where it may be blended, those of all sources."""
