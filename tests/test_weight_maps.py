@@ -553,7 +553,9 @@ def test_everywhere_the_same_for_maps_that_read(weight_map: Any, rng: np.random.
         mixed = np.where(upright[:, None], batch["image"], batch["image"][others])
         np.testing.assert_array_equal(found[-1]["image"], mixed)
     assert_same(found, [found[0]] * 3)
-    assert 0.02 < (found[0]["image"] != batch["image"]).mean() < 0.98
+    changed = found[0]["image"] != batch["image"]
+    assert changed.any()
+    assert not changed.all()
 
 
 def test_padding_with_masks_changes_no_draw(rng: np.random.Generator) -> None:
