@@ -10,28 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from grain_mix._errors import describe, did_you_mean, fail, is_array, is_int, kind, quote
+from grain_mix._errors import describe, did_you_mean, fail, is_array, kind
 
 Path = tuple[Any, ...]  # from the batch to a field, through dicts and tuples
 DROPPED = object()
-
-
-def as_name(caller: str, option: str, value: Any) -> str:
-    """A field's name, or its position in a tuple, as a string."""
-    if is_int(value):
-        return str(int(value))
-    if not isinstance(value, str) or not value:
-        fix = "pass a string like 'image', or a position in a tuple"
-        fail(TypeError, caller, f"{option}={quote(value)}", "a field's name", fix)
-    return value
-
-
-def as_names(caller: str, field: str, value: Any) -> tuple[str, ...]:
-    """A tuple of names of fields."""
-    if isinstance(value, str) or not isinstance(value, tuple | list):
-        fix = f"pass a tuple like ({value!r},)"
-        fail(TypeError, caller, f"{field}={quote(value)}", "a tuple of names", fix)
-    return tuple(as_name(caller, field, name) for name in value)
 
 
 def check_container(caller: str, batch: Any) -> None:

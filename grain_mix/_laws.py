@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import math
-import numbers
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from grain_mix._errors import describe, explains_mistakes, fail, quote
 from grain_mix._fixed_point import ONE
 from grain_mix._identity import check_frozen, identity
+from grain_mix._parameters import above_zero, check_all, checked_by, fraction
 
 # Not to 0 and 1, where a large α would make outliers of a first cell that spans half of all λ.
 POINTS = np.clip(np.arange(4097) / 4096, 2.0**-14, 1 - 2.0**-14)
@@ -44,6 +43,9 @@ class Law:
     >>> round(float(lam.mean()), 2)
     0.75
     """
+
+    def __post_init__(self) -> None:
+        check_all(self)
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """The λ that are not exceeded with these probabilities.
@@ -79,12 +81,8 @@ class Beta(Law):
     0.2
     """
 
-    a: float
-    b: float
-
-    def __post_init__(self) -> None:
-        for field in ("a", "b"):
-            object.__setattr__(self, field, check_number("Beta", field, getattr(self, field)))
+    a: float = dataclasses.field(metadata=checked_by(above_zero("pass one like 0.2")))
+    b: float = dataclasses.field(metadata=checked_by(above_zero("pass one like 0.2")))
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """The λ that are not exceeded with these probabilities."""
@@ -114,13 +112,11 @@ class Uniform(Law):
     [0.75, 0.75, 0.75, 0.75]
     """
 
-    low: float
-    high: float
+    low: float = dataclasses.field(metadata=checked_by(fraction("pass one like 0.5")))
+    high: float = dataclasses.field(metadata=checked_by(fraction("pass one like 0.5")))
 
     def __post_init__(self) -> None:
-        for field in ("low", "high"):
-            number = check_number("Uniform", field, getattr(self, field), 1, "pass one like 0.5")
-            object.__setattr__(self, field, number)
+        super().__post_init__()
         if self.low > self.high:
             got = f"low={self.low}, high={self.high}"
             fail(ValueError, "Uniform", got, "low <= high", "swap them")
@@ -171,23 +167,6 @@ class Larger(Law):
         return quantiles
 
 
-def check_number(
-    caller: str, field: str, value: Any, high: float = math.inf, fix: str = "pass one like 0.2"
-) -> float:
-    """A number in [0, high], or in (0, ∞) if `high` is infinite."""
-    got = f"{field}={quote(value)}"
-    expected = "a finite number above 0" if math.isinf(high) else f"a number from 0 to {high:g}"
-    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
-        fail(TypeError, caller, got, expected, fix)
-    try:
-        number = float(value)
-    except OverflowError:  # an int or a fraction beyond all floats
-        number = math.nan
-    if not (0 < number < high if math.isinf(high) else 0 <= number <= high):  # NaN is neither
-        fail(ValueError, caller, got, expected, fix)
-    return number
-
-
 def check_law(caller: str, field: str, value: Any) -> float | Law:
     """A number α, which is Beta(α, α), or a law, whose table is made to see that it is one."""
     if isinstance(value, Law):
@@ -206,7 +185,8 @@ def check_law(caller: str, field: str, value: Any) -> float | Law:
         fix += f"gm.Uniform({first!r}, {second!r}) for a range"
     if isinstance(value, type) and issubclass(value, Law):
         fix = f"write {value.__name__}(...), with brackets"
-    return check_number(caller, field, value, fix=fix)
+    kept: float = above_zero(fix)(caller, field, value)
+    return kept
 
 
 def law_of(alpha: float | Law) -> Law:

@@ -14,8 +14,8 @@ import numpy as np
 
 from grain_mix._dtypes import FLOATS, check_copied, narrow_dtype
 from grain_mix._errors import describe, fail, kind, quote
-from grain_mix._fields import as_names
 from grain_mix._identity import check_frozen, check_hash
+from grain_mix._parameters import as_names
 from grain_mix._purity import check_pure
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`

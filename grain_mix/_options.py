@@ -1,127 +1,39 @@
-"""The parameters of a transform: each field names its own check."""
+"""The parameters of a transform that are more than a number or a name, and their checks."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grain_mix._errors import did_you_mean, fail, is_int, kind, quote
-from grain_mix._fields import as_name
-from grain_mix._fields import as_names as as_names
-from grain_mix._fixed_point import ONE
+from grain_mix._errors import fail, kind, quote
 from grain_mix._identity import check_frozen
-from grain_mix._identity import identity as identity
-from grain_mix._laws import check_number
+from grain_mix._parameters import CLASSES, Check, as_name, bounds
 from grain_mix.targets import Target
-from grain_mix.targets._labels import check_count, check_smoothing
 
-MODES = ("elem", "pair", "batch")
-MOST_SOURCES = 8
-Check = Callable[[str, str, Any], Any]  # (transform, field, value) -> the value to keep
-as_smoothing = check_smoothing
 ONE_LABEL = 'for several labels pass targets={"breed": gm.OneHot(120), "age": gm.Soft()}'
 
 
-def checked_by(check: Check) -> dict[str, Check]:
-    """The metadata of a transform's field: what checks it."""
-    return {"check": check}
+def of_one_label(check: Check, expected: str) -> Check:
+    """The same check, of what no list may be."""
+
+    def checked(caller: str, name: str, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            fail(TypeError, caller, f"{name}={quote(value)}", expected, ONE_LABEL)
+        return check(caller, name, value)
+
+    return checked
 
 
-def check_all(transform: Any) -> None:
-    """Checks each field, and keeps its value as a plain float, int, string or tuple."""
-    caller = type(transform).__name__
-    for field in dataclasses.fields(transform):
-        check = field.metadata.get("check")  # there is none in fields that a subclass adds
-        if check is not None:
-            checked = check(caller, field.name, getattr(transform, field.name))
-            object.__setattr__(transform, field.name, checked)
+as_classes = of_one_label(CLASSES, "one int")
+as_label = of_one_label(as_name, "one name, or None")
 
 
-def optional(check: Check) -> Check:
-    """The same check, of what may be `None`."""
-    return lambda caller, field, value: None if value is None else check(caller, field, value)
-
-
-def as_chance(caller: str, field: str, value: Any) -> float:
-    """A probability."""
-    chance = check_number(caller, field, value, 1, "pass one like 0.5")
-    if 0 < chance < 1 and round(chance * ONE) in (0, ONE):
-        expected = f"0, 1, or a number from {1 / ONE:.0e} to 1 - {1 / ONE:.0e}"
-        fix = f"chances count in steps of 1/{ONE}: round it"
-        fail(ValueError, caller, f"{field}={quote(value)}", expected, fix)
-    return chance
-
-
-def as_mode(caller: str, field: str, value: Any) -> str:
-    """Who shares a draw."""
-    if not (isinstance(value, str) and value in MODES):
-        fix = f"{did_you_mean(value, MODES)}see the docstring for what each does"
-        fail(ValueError, caller, f"{field}={quote(value)}", f"one of {MODES}", fix)
-    return value
-
-
-def as_minmax(caller: str, field: str, value: Any) -> tuple[float, float]:
-    """The fractions of an image's sides between which a box's sides are drawn."""
-    got, fix = f"{field}={quote(value)}", "pass fractions of a side, like (0.2, 0.8)"
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        fail(TypeError, caller, got, "a pair (lo, hi)", fix)
-    try:
-        lo, hi = (check_number(caller, field, bound, 1, fix) for bound in value)
-    except (TypeError, ValueError) as error:
-        fail(type(error), caller, got, "(lo, hi), numbers from 0 to 1", fix)
-    if lo > hi:
-        fail(ValueError, caller, got, "lo <= hi", f"swap them: {tuple(value)[::-1]!r}")
-    return lo, hi
-
-
-def as_split(caller: str, field: str, value: Any) -> tuple[float, float]:
+def as_split(caller: str, name: str, value: Any) -> tuple[float, float]:
     """The fractions of an image's sides between which the images of a mosaic meet."""
-    lo, hi = as_minmax(caller, field, value)
+    lo, hi = bounds(caller, name, value)
     if hi == 0 or lo == 1:
         fix = "pass fractions of a side, like (0.25, 0.75)"
-        fail(ValueError, caller, f"{field}={quote(value)}", "lo < 1 and hi > 0", fix)
+        fail(ValueError, caller, f"{name}={quote(value)}", "lo < 1 and hi > 0", fix)
     return lo, hi
-
-
-def as_sources(caller: str, field: str, value: Any) -> int:
-    """How many records are mixed into one."""
-    if not is_int(value) or not 2 <= value <= MOST_SOURCES:
-        error = ValueError if is_int(value) else TypeError
-        fix = "pass 2 for pairs, or 3 for three records in one"
-        fail(error, caller, f"{field}={quote(value)}", f"an int from 2 to {MOST_SOURCES}", fix)
-    return int(value)
-
-
-def as_partners(caller: str, field: str, value: Any) -> str | tuple[str, ...]:
-    """The name of the partner that each record brings, or a tuple of names."""
-    if not isinstance(value, tuple | list):
-        return as_name(caller, field, value)
-    if not value:
-        fail(ValueError, caller, f"{field}=()", "at least one name", f"pass {field}='other'")
-    return tuple(as_name(caller, field, name) for name in value)
-
-
-def as_classes(caller: str, field: str, value: Any) -> int:
-    """A number of classes."""
-    if isinstance(value, tuple | list):
-        fail(TypeError, caller, f"{field}={quote(value)}", "one int", ONE_LABEL)
-    return check_count(caller, value)
-
-
-def as_images(caller: str, field: str, value: Any) -> str | tuple[str, ...]:
-    """The name of an image, or a tuple of names."""
-    if not isinstance(value, tuple | list):
-        return as_name(caller, field, value)
-    if not value:
-        fail(ValueError, caller, f"{field}=()", "at least one name", f"pass {field}='image'")
-    return tuple(as_name(caller, field, name) for name in value)
-
-
-def as_label(caller: str, field: str, value: Any) -> str:
-    """The name of a label."""
-    if isinstance(value, tuple | list):
-        fail(TypeError, caller, f"{field}={quote(value)}", "one name, or None", ONE_LABEL)
-    return as_name(caller, field, value)
 
 
 class Targets(Mapping[str, Target]):

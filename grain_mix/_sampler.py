@@ -4,11 +4,16 @@ import bisect
 import dataclasses
 import functools
 import sys
+from dataclasses import field
 from typing import Any, NoReturn
 
 import grain
 
-from grain_mix._errors import fail, is_int, quote
+from grain_mix._errors import fail, quote
+from grain_mix._parameters import check_all, checked_by, whole
+
+LOADERS = "pass the number that the grain.DataLoader has"
+MIXED = "pass how many records are mixed with each other, such as 4 for MosaicBatch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +84,9 @@ class PairedSampler:
 
     sampler: grain.samplers.Sampler
     _: dataclasses.KW_ONLY
-    shard_count: int
-    worker_count: int = 0
-    group: int = 2
+    shard_count: int = field(metadata=checked_by(whole(1, LOADERS)))
+    worker_count: int = field(default=0, metadata=checked_by(whole(0, LOADERS)))
+    group: int = field(default=2, metadata=checked_by(whole(2, MIXED)))
 
     def __post_init__(self) -> None:
         caller, sampler = "PairedSampler", self.sampler
@@ -90,16 +95,7 @@ class PairedSampler:
             fix = "pass one like grain.samplers.IndexSampler(num_records, shuffle=True, seed=0)"
             got = f"sampler={quote(sampler)}"
             fail(TypeError, caller, got, "a Grain sampler", fix)
-        loader = "pass the number that the grain.DataLoader has"
-        mixed = "pass how many records are mixed with each other, such as 4 for MosaicBatch"
-        counts = ("shard_count", 1, loader), ("worker_count", 0, loader), ("group", 2, mixed)
-        for field, least, fix in counts:
-            value = getattr(self, field)
-            if not is_int(value) or value < least:
-                error = ValueError if is_int(value) else TypeError
-                got = f"{field}={quote(value)}"
-                fail(error, caller, got, f"an int from {least}", fix)
-            object.__setattr__(self, field, int(value))  # which no NumPy type overflows
+        check_all(self)  # which makes ints of Python's, for no NumPy type overflows
         # Workaround, no public name: where Grain 0.2.18's own samplers keep it, and where its
         # DataLoader looks for it.
         own = getattr(sampler, "_shard_options", None)
@@ -166,9 +162,9 @@ def check_agreement(loader: grain.DataLoader) -> None:
     workers = loader.multiprocessing_options
     ours = {"shard_count": sampler.shard_count, "worker_count": sampler.worker_count}
     theirs = {"shard_count": shards.shard_count, "worker_count": workers.num_workers}
-    for field, count in ours.items():
-        if max(count, 1) != max(theirs[field], 1):  # no worker deals out as one worker does
-            got = f"a PairedSampler with {field}={count}"
-            expected = f"{theirs[field]}, as the grain.DataLoader has"
+    for name, count in ours.items():
+        if max(count, 1) != max(theirs[name], 1):  # no worker deals out as one worker does
+            got = f"a PairedSampler with {name}={count}"
+            expected = f"{theirs[name]}, as the grain.DataLoader has"
             fix = "write the number once, as a variable, and pass it to both"
             fail(ValueError, "LoaderDataset", got, expected, fix)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import field
 from typing import Any, NoReturn
 
 import grain
@@ -21,8 +22,10 @@ from grain_mix._errors import (
     quote,
     warn_once,
 )
+from grain_mix._parameters import as_name, check_all, checked_by, name_or_names, optional, whole
 
 Key = str | int  # the name of a field, or its position in a tuple
+IDS = name_or_names("'index' or the like, or None for Grain's generator")
 
 
 @explains_mistakes
@@ -67,34 +70,22 @@ class RecordSeed(grain.transforms.RandomMap):
     293291087
     """
 
-    seed_key: str = "mix_seed"
+    seed_key: str = field(default="mix_seed", metadata=checked_by(as_name))
     _: dataclasses.KW_ONLY
-    id_key: Key | tuple[Key, ...] | None = None
-    seed: int = 0
+    id_key: Key | tuple[Key, ...] | None = field(default=None, metadata=checked_by(optional(IDS)))
+    seed: int = field(default=0, metadata=checked_by(whole(0, "pass one like 0")))
 
     def __post_init__(self) -> None:
         caller = "RecordSeed"
-        object.__setattr__(self, "seed_key", _fields.as_name(caller, "seed_key", self.seed_key))
-        if isinstance(self.id_key, list):
-            object.__setattr__(self, "id_key", tuple(self.id_key))
-        if self.id_key == ():
-            fix = "pass id_key='index' or the like, or None for Grain's generator"
-            fail(ValueError, caller, "id_key=()", "at least one name", fix)
-        for key in self._id_keys:
-            _fields.as_name(caller, "id_key", key)
-        if self.seed_key in map(str, self._id_keys):
+        check_all(self)
+        if self.seed_key in self._id_keys:
             got = f"{self.seed_key!r} named twice, by seed_key and id_key"
             fail(ValueError, caller, got, "different fields", "rename one")
-        if not is_int(self.seed) or self.seed < 0:
-            error = ValueError if is_int(self.seed) else TypeError
-            fail(error, caller, f"seed={quote(self.seed)}", "an int from 0", "pass one like 0")
-        object.__setattr__(self, "seed", int(self.seed))
 
     @property
-    def _id_keys(self) -> tuple[Key, ...]:
-        if self.id_key is None:
-            return ()
-        return self.id_key if isinstance(self.id_key, tuple) else (self.id_key,)
+    def _id_keys(self) -> tuple[str, ...]:
+        keys: Any = self.id_key  # names by now
+        return keys if isinstance(keys, tuple) else () if keys is None else (keys,)
 
     def random_map(self, element: Any, rng: np.random.Generator | None = None) -> Any:
         """Returns the record with its seed, a `uint32` scalar, added."""
@@ -124,16 +115,16 @@ class RecordSeed(grain.transforms.RandomMap):
         if self.id_key is not None:
             ids = []
             for key in self._id_keys:
-                path = _fields.locate(record, str(key))
+                path = _fields.locate(record, key)
                 if path is None:
                     names = sorted(_fields.show(path) for path in _fields.leaves(record))
                     got = f"no field {key!r} among {names}"
                     fix = f"{did_you_mean(key, names)}pass the name as id_key"
                     lists = [k for k, v in _fields.leaves(record).items() if isinstance(v, list)]
-                    if any(str(key).startswith(f"{_fields.show(path)}/") for path in lists):
+                    if any(key.startswith(f"{_fields.show(path)}/") for path in lists):
                         fix = "lists are not looked into: let it be a tuple or a dict"
                     fail(KeyError, caller, got, f"a field {key!r} in the record", fix)
-                ids.append(_encode(str(key), _fields.get(record, path)))
+                ids.append(_encode(key, _fields.get(record, path)))
             return _hash(self.seed, *ids)
         if not isinstance(rng, np.random.Generator):
             fix = (

@@ -11,14 +11,22 @@ import grain
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
-from grain_mix import _map_functions, _options, _run, _sharding, _spec
+from grain_mix import _map_functions, _options, _parameters, _run, _sharding, _spec
 from grain_mix._axes import as_axes
 from grain_mix._draw import Draw
 from grain_mix._errors import explains_mistakes, fail
-from grain_mix._fields import as_name
+from grain_mix._identity import identity
 from grain_mix._laws import Beta, Law, check_law, law_of
 from grain_mix._mixing import Setup
-from grain_mix._options import checked_by, optional
+from grain_mix._parameters import (
+    MODE,
+    SMOOTHING,
+    SOURCES,
+    as_name,
+    checked_by,
+    name_or_names,
+    optional,
+)
 from grain_mix._rules import ByMap, CutMix, Either, MixUp, MixUpOfMany, Mosaic, Rule
 from grain_mix.targets import OneHot, Target
 from grain_mix.targets._labels import Ready
@@ -83,24 +91,24 @@ class Transform(grain.transforms.Map, abc.ABC):
     num_classes: int | None = field(
         default=None, metadata=checked_by(optional(_options.as_classes))
     )
-    label_smoothing: float = field(default=0.0, metadata=checked_by(_options.as_smoothing))
-    prob: float = field(default=1.0, metadata=checked_by(_options.as_chance))
-    mode: str = field(default="elem", metadata=checked_by(_options.as_mode))
+    label_smoothing: float = field(default=0.0, metadata=checked_by(SMOOTHING))
+    prob: float = field(default=1.0, metadata=checked_by(_parameters.chance))
+    mode: str = field(default="elem", metadata=checked_by(MODE))
     image_key: Key | tuple[Key, ...] = field(
-        default="image", metadata=checked_by(_options.as_images)
+        default="image", metadata=checked_by(name_or_names("'image'"))
     )
     spatial_axes: tuple[int, ...] | None = field(default=None, metadata=checked_by(as_axes))
     seed_key: Key = field(default="mix_seed", metadata=checked_by(as_name))
     valid_key: Key | None = field(default=None, metadata=checked_by(optional(as_name)))
     partner_key: Key | tuple[Key, ...] | None = field(
-        default=None, metadata=checked_by(optional(_options.as_partners))
+        default=None, metadata=checked_by(optional(name_or_names("'other'")))
     )
     sharding: Sharding | None = field(
         default=None, metadata=checked_by(optional(_sharding.check_sharding))
     )
 
     def __post_init__(self) -> None:
-        _options.check_all(self)
+        _parameters.check_all(self)
         caller, targets = type(self).__name__, self._all_targets()
         rule, partners = self._rule, self._partners
         if partners and self.mode == "pair":
@@ -133,7 +141,7 @@ class Transform(grain.transforms.Map, abc.ABC):
             getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sharding"
         )
         setup = Setup(
-            identity=(type(self), _options.identity(fields)),
+            identity=(type(self), identity(fields)),
             caller=caller,
             rule=rule,
             prob=self.prob,
@@ -324,7 +332,7 @@ class MixUpBatch(Transform):
 
     alpha: float | Law = field(default=0.2, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
-    sources: int = field(default=2, metadata=checked_by(_options.as_sources))
+    sources: int = field(default=2, metadata=checked_by(SOURCES))
 
     @property
     def _rule(self) -> Rule:
@@ -379,7 +387,7 @@ class CutMixBatch(Transform):
     alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
     minmax: tuple[float, float] | None = field(
-        default=None, metadata=checked_by(optional(_options.as_minmax))
+        default=None, metadata=checked_by(optional(_parameters.bounds))
     )
 
     @property
@@ -419,9 +427,9 @@ class MixBatch(Transform):
     mixup_alpha: float | Law = field(default=0.8, metadata=checked_by(check_law))
     cutmix_alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
-    switch_prob: float = field(default=0.5, metadata=checked_by(_options.as_chance))
+    switch_prob: float = field(default=0.5, metadata=checked_by(_parameters.chance))
     cutmix_minmax: tuple[float, float] | None = field(
-        default=None, metadata=checked_by(optional(_options.as_minmax))
+        default=None, metadata=checked_by(optional(_parameters.bounds))
     )
 
     @property
@@ -534,7 +542,7 @@ class WeightMapMixBatch(Transform):
     weight_map: _map_functions.WeightMap = field(metadata=checked_by(_map_functions.check_function))
     alpha: float | Law = field(default=1.0, metadata=checked_by(check_law))
     _: dataclasses.KW_ONLY
-    reads: tuple[str, ...] = field(default=(), metadata=checked_by(_options.as_names))
+    reads: tuple[str, ...] = field(default=(), metadata=checked_by(_parameters.as_names))
 
     @property
     def _rule(self) -> Rule:

@@ -15,19 +15,27 @@ first. The order of `spatial_axes` changes nothing for these three.
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grain_mix import _parameters
 from grain_mix._bits import chance
 from grain_mix._dtypes import is_integer, narrow_dtype
-from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote
-from grain_mix._fields import as_name
+from grain_mix._errors import describe, explains_mistakes, fail, is_int
 from grain_mix._fixed_point import ONE, to_fixed
-from grain_mix._laws import check_number
-from grain_mix._options import as_chance
+from grain_mix._parameters import (
+    COUNT,
+    Parameter,
+    above_zero,
+    as_name,
+    check_all,
+    checked_by,
+    optional,
+)
 from grain_mix._rules import box_about
 
 __all__ = [
@@ -45,11 +53,16 @@ __all__ = [
 Lengths = tuple[int, ...]
 Fields = Mapping[str, jax.Array]
 
+CLASS_ID = Parameter("a class id, an int, or None", "pass one like 255", is_int, int)
+
 
 class _OfTwoAxes:
     """Maps that are made of λ and the key alone, over two axes."""
 
     uses_lam: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_all(self)
 
     def check_fields(self, caller: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
         """Two axes that are long enough."""
@@ -83,11 +96,7 @@ class FMix(_OfTwoAxes):
     ((4, 16, 16), dtype('bool'))
     """
 
-    decay: float = 3.0
-
-    def __post_init__(self) -> None:
-        fix = "pass one like 3.0"
-        object.__setattr__(self, "decay", check_number("FMix", "decay", self.decay, fix=fix))
+    decay: float = field(default=3.0, metadata=checked_by(above_zero("pass one like 3.0")))
 
     def __call__(self, key: jax.Array, lam: jax.Array, lengths: Lengths) -> jax.Array:
         """The weights of one record's own pixels."""
@@ -122,10 +131,7 @@ class GridMix(_OfTwoAxes):
     True
     """
 
-    cells: int = 5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cells", _count("GridMix", "cells", self.cells))
+    cells: int = field(default=5, metadata=checked_by(COUNT))
 
     def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         if min(lengths) <= self.cells:
@@ -229,10 +235,7 @@ class Patches(_OfTwoAxes):
     True
     """
 
-    side: int = 16
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "side", _count("Patches", "side", self.side))
+    side: int = field(default=16, metadata=checked_by(COUNT))
 
     def _check_lengths(self, caller: str, got: str, lengths: Lengths) -> None:
         if max(lengths) <= self.side:
@@ -293,6 +296,9 @@ class _Reading:
     objects: ClassVar[bool] = False  # whether the field has an axis of objects before the image's
     other: ClassVar[str]  # what a field of another shape is for
 
+    def __post_init__(self) -> None:
+        check_all(self)
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The name of the field that it reads."""
@@ -301,10 +307,10 @@ class _Reading:
     def check_fields(self, caller: str, fields: Mapping[str, Any], lengths: Lengths) -> None:
         """One value for each pixel of the image, or of each object."""
         [name] = self.reads
-        field, who = fields[name], type(self).__name__
-        got = f"{name!r} is {describe(field)}, which {who} reads, beside an image that is "
+        x, who = fields[name], type(self).__name__
+        got = f"{name!r} is {describe(x)}, which {who} reads, beside an image that is "
         got += f"{list(lengths)} long along its spatial axes"
-        shape, before = tuple(field.shape), 2 if self.objects else 1
+        shape, before = tuple(x.shape), 2 if self.objects else 1
         if len(shape) != before + len(lengths) or shape[before:] != lengths:
             front = f"[B, {'N, ' * self.objects}"
             expected = f"{front}{', '.join(map(str, lengths))}], axes in the image's order"
@@ -312,10 +318,10 @@ class _Reading:
             if len(shape) != before + len(lengths):
                 fix = "drop the axis of length 1, before Batch" if 1 in shape[1:] else self.other
             fail(ValueError, caller, got, expected, fix)
-        self._check_dtype(caller, name, field)
+        self._check_dtype(caller, name, x)
 
-    def _check_dtype(self, caller: str, name: str, field: Any) -> None:
-        if str(field.dtype) == "complex64":
+    def _check_dtype(self, caller: str, name: str, x: Any) -> None:
+        if str(x.dtype) == "complex64":
             fail(TypeError, caller, f"{name!r} is complex64", "real numbers", "take its magnitude")
 
     def axes_like_image(self, key: str, ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -356,36 +362,28 @@ class ClassMix(_Reading):
     [[0, 5, 2, 255], [0, 5, 6, 255]]
     """
 
-    name: str
+    name: str = field(metadata=checked_by(as_name))
     _: dataclasses.KW_ONLY
-    ignore: int | None = None
+    ignore: int | None = field(default=None, metadata=checked_by(optional(CLASS_ID)))
     other: ClassVar[str] = "masks of objects [B, N, H, W] are for gm.maps.CopyPaste"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", as_name("ClassMix", "name", self.name))
-        if self.ignore is not None:
-            if not is_int(self.ignore):
-                got, fix = f"ignore={quote(self.ignore)}", "pass one like 255"
-                fail(TypeError, "ClassMix", got, "a class id, an int, or None", fix)
-            object.__setattr__(self, "ignore", int(self.ignore))
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The name of the label maps."""
         return (self.name,)
 
-    def _check_dtype(self, caller: str, name: str, field: Any) -> None:
-        got = f"{name!r} is {field.dtype}"
-        if not is_integer(field.dtype) and str(field.dtype) != "bool":
+    def _check_dtype(self, caller: str, name: str, x: Any) -> None:
+        got = f"{name!r} is {x.dtype}"
+        if not is_integer(x.dtype) and str(x.dtype) != "bool":
             fix = "cast ids with .astype(np.int32); of scores take jnp.argmax"
             fail(TypeError, caller, f"{got}, which ClassMix reads", "class ids, integers", fix)
         low, high = 0, 1
-        if is_integer(field.dtype):
-            held = np.iinfo(narrow_dtype(field.dtype))
+        if is_integer(x.dtype):
+            held = np.iinfo(narrow_dtype(x.dtype))
             low, high = int(held.min), int(held.max)
         if self.ignore is not None and not low <= self.ignore <= high:
             expected = f"an id from {low} to {high}"
-            fix = f"pass what the id became in {field.dtype}, or cast the field to int32"
+            fix = f"pass what the id became in {x.dtype}, or cast the field to int32"
             fail(ValueError, caller, f"{got}, with {self!r}", expected, fix)
 
     def __call__(
@@ -428,15 +426,11 @@ class CopyPaste(_Reading):
     True
     """
 
-    masks: str
+    masks: str = field(metadata=checked_by(as_name))
     _: dataclasses.KW_ONLY
-    chance: float = 0.5
+    chance: float = field(default=0.5, metadata=checked_by(_parameters.chance))
     objects: ClassVar[bool] = True
     other: ClassVar[str] = "one map of ids [B, H, W] is for gm.maps.ClassMix"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "masks", as_name("CopyPaste", "masks", self.masks))
-        object.__setattr__(self, "chance", as_chance("CopyPaste", "chance", self.chance))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -479,12 +473,9 @@ class SaliencyMix(_Reading):
     (False, False)
     """
 
-    name: str
+    name: str = field(metadata=checked_by(as_name))
     uses_lam: ClassVar[bool] = True
     other: ClassVar[str] = "of several channels take the mean or the largest"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", as_name("SaliencyMix", "name", self.name))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -495,11 +486,11 @@ class SaliencyMix(_Reading):
         self, key: jax.Array, lam: jax.Array, lengths: Lengths, own: Fields, partner: Fields
     ) -> jax.Array:
         """The weights of one record's own pixels."""
-        field = partner[self.name]
-        largest, size = field.max(), math.prod(lengths)
-        has_peak = largest > field.min()  # false where both are NaN, as one NaN makes them
+        saliency = partner[self.name]
+        largest, size = saliency.max(), math.prod(lengths)
+        has_peak = largest > saliency.min()  # false where both are NaN, as one NaN makes them
         # With argmax the whole of mixing took a third longer on a CPU.
-        place = jnp.where(field == largest, jnp.arange(size).reshape(lengths), size).min()
+        place = jnp.where(saliency == largest, jnp.arange(size).reshape(lengths), size).min()
         peak = jnp.unravel_index(place, lengths)
         uniform = jax.random.bits(key, (len(lengths),), "uint32")
         box_weight = ONE - to_fixed(lam).astype(jnp.uint32)
@@ -510,10 +501,3 @@ class SaliencyMix(_Reading):
             position = jax.lax.broadcasted_iota(jnp.int32, lengths, axis)
             inside &= (start <= position) & (position < stop)
         return ~inside
-
-
-def _count(caller: str, field: str, value: Any) -> int:
-    if not is_int(value) or value < 1:
-        error = ValueError if is_int(value) else TypeError
-        fail(error, caller, f"{field}={quote(value)}", "an int above 0", "pass one like 4")
-    return int(value)

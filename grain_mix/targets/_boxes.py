@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,13 +13,13 @@ from grain_mix._arithmetic import hidden_one, multiply_add, rounded
 from grain_mix._blend import Weights, blend
 from grain_mix._draw import Draw
 from grain_mix._dtypes import WIDE, check_copied, check_narrow, check_pixels, is_float, is_integer
-from grain_mix._errors import describe, did_you_mean, explains_mistakes, fail, quote
-from grain_mix._fields import as_name
-from grain_mix._laws import check_number
+from grain_mix._errors import describe, explains_mistakes, fail
+from grain_mix._parameters import as_name, as_names, checked_by, fraction, one_of, optional
 from grain_mix.targets._target import Sources, Space, Target
 
 IN_PIXELS = ("xyxy", "yxyx", "xywh", "center_xywh")
 FORMATS = (*IN_PIXELS, *(f"rel_{name}" for name in IN_PIXELS))
+FORMAT = one_of(FORMATS, "TFDS has 'rel_yxyx', COCO's files 'xywh', YOLO's 'rel_center_xywh'")
 WHOLE = ("xyxy", "yxyx", "xywh")  # the formats that integers may have
 THINNEST = 1e-3  # pixels of a box that can be seen
 OUTSIDE = 1.01  # pixels that a box may reach out of the image: one, and what fractions may round to
@@ -61,28 +62,13 @@ class Boxes(Target):
     >>> transform = gm.CutMixBatch(targets={"boxes": gm.Boxes("rel_yxyx", fields=("class",))})
     """
 
-    format: str
+    format: str = field(metadata=checked_by(FORMAT))
     _: dataclasses.KW_ONLY
-    fields: tuple[str, ...] = ()
-    masks: str | None = None
-    min_visible: float = 0.1
+    fields: tuple[str, ...] = field(default=(), metadata=checked_by(as_names))
+    masks: str | None = field(default=None, metadata=checked_by(optional(as_name)))
+    min_visible: float = field(default=0.1, metadata=checked_by(fraction("pass one like 0.1")))
     adds: ClassVar[tuple[str, ...]] = ("_weight",)
     positions: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.format, str) or self.format not in FORMATS:
-            fix = f"{did_you_mean(self.format, FORMATS)}TFDS has 'rel_yxyx', COCO's files 'xywh', "
-            fix += "YOLO's 'rel_center_xywh'"
-            fail(ValueError, "Boxes", f"format={quote(self.format)}", f"one of {FORMATS}", fix)
-        if isinstance(self.fields, str) or not isinstance(self.fields, tuple | list):
-            fix = f"pass a tuple like ({self.fields!r},)"
-            fail(TypeError, "Boxes", f"fields={quote(self.fields)}", "a tuple of names", fix)
-        names = tuple(as_name("Boxes", "fields", name) for name in self.fields)
-        object.__setattr__(self, "fields", names)
-        if self.masks is not None:
-            object.__setattr__(self, "masks", as_name("Boxes", "masks", self.masks))
-        visible = check_number("Boxes", "min_visible", self.min_visible, 1, "pass one like 0.1")
-        object.__setattr__(self, "min_visible", visible)
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]

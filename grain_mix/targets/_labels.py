@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from dataclasses import field
 from typing import Any, ClassVar
 
 import jax
@@ -19,20 +20,23 @@ from grain_mix._dtypes import (
     is_integer,
     native_fix,
 )
-from grain_mix._errors import describe, explains_mistakes, fail, is_int, quote, warn_once
-from grain_mix._laws import check_number
+from grain_mix._errors import describe, explains_mistakes, fail, warn_once
+from grain_mix._parameters import (
+    CLASSES,
+    MOST_CLASSES,
+    SMOOTHING,
+    YES_OR_NO,
+    checked_by,
+    optional,
+)
 from grain_mix.targets._target import Sources, Space, Target, values
 
-MOST_CLASSES = 2**31 - 1  # as int32 counts them
 MINUS_ONE = (
     "the label {name!r} has -1 beside zeros and ones, and numbers are averaged. If -1 stands for "
     "an uncertain or a missing label, give it a probability, keep it out of the loss, and pass "
     "targets={{{name!r}: gm.MultiHot()}}, which refuses -1. If it is a number, pass "
     "targets={{{name!r}: gm.Soft()}}."
 )
-
-
-check_smoothing = functools.partial(check_number, high=1, fix="pass one like 0.1")
 
 
 @explains_mistakes
@@ -54,15 +58,9 @@ class OneHot(Target):
     OneHot(num_classes=4, smoothing=0.1)
     """
 
-    num_classes: int
+    num_classes: int = field(metadata=checked_by(CLASSES))
     _: dataclasses.KW_ONLY
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "num_classes", check_count("OneHot", self.num_classes))
-        object.__setattr__(
-            self, "smoothing", check_smoothing("OneHot", "smoothing", self.smoothing)
-        )
+    smoothing: float = field(default=0.0, metadata=checked_by(SMOOTHING))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Class ids in range."""
@@ -70,9 +68,10 @@ class OneHot(Target):
 
     def mix_batch(self, sources: Sources, draw: Draw, space: Space) -> Any:
         """The share of each source at its class."""
-        classes = jnp.arange(self.num_classes, dtype=jnp.int32)[None, :]
-        ids = [x.reshape(-1, 1).astype(jnp.int32) for x in values(sources)]
-        return smoothed(mean([x == classes for x in ids], draw), self.smoothing, self.num_classes)
+        k = self.num_classes
+        ids = [x.reshape(-1).astype(jnp.int32) for x in values(sources)]
+        mixed = mean([jax.nn.one_hot(x, k, dtype=jnp.bool_) for x in ids], draw)
+        return smoothed(mixed, self.smoothing, k)
 
 
 @explains_mistakes
@@ -101,16 +100,8 @@ class MultiHot(Target):
     """
 
     _: dataclasses.KW_ONLY
-    smoothing: float = 0.0
-    union: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "smoothing", check_smoothing("MultiHot", "smoothing", self.smoothing)
-        )
-        if not isinstance(self.union, bool):
-            got = f"union={quote(self.union)}"
-            fail(TypeError, "MultiHot", got, "True or False", "pass one of them")
+    smoothing: float = field(default=0.0, metadata=checked_by(SMOOTHING))
+    union: bool = field(default=False, metadata=checked_by(YES_OR_NO))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Numbers from 0 to 1 for each class."""
@@ -163,10 +154,7 @@ class Soft(Target):
     """
 
     _: dataclasses.KW_ONLY
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "smoothing", check_smoothing("Soft", "smoothing", self.smoothing))
+    smoothing: float = field(default=0.0, metadata=checked_by(SMOOTHING))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Floats."""
@@ -267,12 +255,8 @@ class Sparse(Target):
     ([[7, 20000], [20000, 7]], (2, 2))
     """
 
-    num_classes: int | None = None
+    num_classes: int | None = field(default=None, metadata=checked_by(optional(CLASSES)))
     adds: ClassVar[tuple[str, ...]] = ("_weight",)
-
-    def __post_init__(self) -> None:
-        if self.num_classes is not None:
-            object.__setattr__(self, "num_classes", check_count("Sparse", self.num_classes))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """Class ids in range."""
@@ -336,15 +320,6 @@ def smoothed(mixed: jax.Array, smoothing: float, classes: int) -> jax.Array:
 
 
 # --- checks -----------------------------------------------------------------------------------
-
-
-def check_count(caller: str, value: Any) -> int:
-    """Checks a number of classes."""
-    if not is_int(value) or not 0 < value <= MOST_CLASSES:
-        fix = "pass the number of classes; labels that are [B, K] already are Soft or MultiHot"
-        error = ValueError if is_int(value) else TypeError
-        fail(error, caller, f"num_classes={quote(value)}", "an int above 0 (and an int32)", fix)
-    return int(value)
 
 
 def check_numbers(caller: str, name: str, array: Any) -> None:

@@ -1,6 +1,7 @@
 """Kinds that have a value for each position, and so are mixed where the image is."""
 
 import dataclasses
+from dataclasses import field
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from grain_mix._blend import Weights, blend
 from grain_mix._draw import Draw
 from grain_mix._dtypes import check_pixels
 from grain_mix._errors import explains_mistakes, fail
+from grain_mix._parameters import checked_by
 from grain_mix.targets._target import Sources, Space, Target, values
 
 
@@ -18,9 +20,6 @@ class _OfPositions(Target):
     """What both kinds share: the axes of the box in their field."""
 
     axes: tuple[int, ...] | None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", as_axes(type(self).__name__, "axes", self.axes))
 
     def is_copied(self, space: Space) -> bool:
         """Where boxes or tiles are cut, and nothing else."""
@@ -48,7 +47,7 @@ class ValueMap(_OfPositions):
     >>> transform = gm.CutMixBatch(targets={"label": gm.OneHot(10), "depth": gm.ValueMap()})
     """
 
-    axes: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = field(default=None, metadata=checked_by(as_axes))
 
     def check(self, name: str, array: Any, space: Space) -> None:
         """An image's dtype, and the image's lengths."""
@@ -89,7 +88,7 @@ class LabelMap(_OfPositions):
     (2, 8, 8)
     """
 
-    axes: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = field(default=None, metadata=checked_by(as_axes))
     adds: ClassVar[tuple[str, ...]] = ("_weight",)
 
     def check(self, name: str, array: Any, space: Space) -> None:

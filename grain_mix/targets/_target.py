@@ -13,6 +13,7 @@ from grain_mix._draw import Draw
 from grain_mix._dtypes import check_copied, check_narrow
 from grain_mix._errors import describe, fail
 from grain_mix._guards import jax_defaults, narrowed
+from grain_mix._parameters import check_all
 from grain_mix._sources import Source
 
 
@@ -117,6 +118,9 @@ class Target:
     adds: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_all(self)
 
     def mix(self, sources: Any, draw: Draw, space: Space) -> Any:
         """Mixes the field of one record with those of its other sources.
