@@ -324,7 +324,11 @@ class Pixels(Rows):
         return x
 
     def unshaped(self, mixed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return mixed
+        if mixed.dtype.itemsize > 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual:
+            return mixed
+        # Workaround for libtpu with JAX 0.12: without labels its compiler would move sums of 32
+        # bits to the layout of what comes out, and not the bytes that they become.
+        return jax.lax.optimization_barrier(mixed)
 
     def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
         by_product = can_be_product(x, order)
