@@ -1,7 +1,8 @@
-"""From records to a mixed batch on the host, stacked by NumPy or into memory that XLA shares."""
+"""From records to a mixed batch on the host, and to what a worker of Grain's sends."""
 
 from typing import Any
 
+import grain
 import numpy as np
 
 import grain_mix as gm
@@ -62,7 +63,27 @@ def _sides(records: list[dict[str, Any]], mix: Any) -> dict[str, _time.Side]:
         "stacked by aligned_stack": lambda: mix.map(_aligned(records)),
         "map alone, on aligned memory": lambda: mix.map(ready),
         "stacking by NumPy alone": lambda: _stacked(records),
+        # What a worker does until Grain can send a batch.
+        "a worker: stacks, mixes, copies to shared memory": lambda: _sent(
+            mix, records, len(records)
+        ),
+        "a worker: the same in pieces of 16 records": lambda: _sent(mix, records, 16),
+        "a worker: stacks into shared memory, mixes nothing": lambda: _sent(None, records, 0),
     }
+
+
+def _sent(mix: Any, records: list[dict[str, Any]], piece: int) -> None:
+    """Puts the images of a batch into shared memory, as Grain does, mixed piece by piece."""
+    first = records[0]["image"]
+    shape = len(records), *first.shape
+    sent = grain.multiprocessing.SharedMemoryArray(shape, dtype=first.dtype)
+    sent.unlink_on_del()
+    if mix is None:
+        np.stack([record["image"] for record in records], out=sent)
+        return
+    for start in range(0, len(records), piece):
+        stop = start + piece
+        sent[start:stop] = mix.map(_aligned(records[start:stop]))["image"]
 
 
 def _stacked(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
