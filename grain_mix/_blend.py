@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Sequence
 from itertools import starmap
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,29 +69,42 @@ def blend(sources: Sequence[Source], weights: Weights, axes: Axes = ()) -> jax.A
         column: jax.Array = blend(sources, weights)[:, 0]
         return column
     if x.ndim == 2 and x.dtype.itemsize == 4:  # labels: there, all platforms do the same
-        return mixed_in(Rows(axes), sources, weights)
+        arrays, orders = zip(*sources, strict=True)
+        return mixed_in(Rows(axes), arrays, orders, weights)
     programs = {"cpu": Rows(axes, on_cpu=True), "cuda": Words(axes), "rocm": Words(axes)}
     programs |= {"tpu": Pixels(axes), "default": Rows(axes)}
+    arrays, orders = zip(*sources, strict=True)
+    if all(array is x for array in arrays):  # which JAX would not tell the programs otherwise
+        arrays = arrays[:1]
     mixed: jax.Array = jax.lax.platform_dependent(
-        tuple(sources),
+        arrays,
+        orders,
         weights,
         **{name: functools.partial(mixed_in, form) for name, form in programs.items()},
     )
     return mixed
 
 
-def mixed_in(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
-    """The formula, in the form that images have for one platform."""
-    form = form.fit(sources[0].array, weights)
-    if form.moves_bits:
-        return _mixed_bits(form, tuple(sources), weights)
-    return _mixed(form, sources, weights)
+def mixed_in(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Array:
+    """The formula, in the form that images have for one platform.
+
+    Args:
+        form: one of the three forms below.
+        arrays: those of the sources; a single one is that of all.
+        orders: those of the sources.
+        weights: of the sources.
+    """
+    form = form.fit(arrays[0], weights)
+    return (_mixed_bits if form.moves_bits else _mixed)(form, arrays, orders, weights)
 
 
-def _mixed(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
-    shape = sources[0].array.shape
+def _mixed(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Array:
+    x, is_one = arrays[0], len(arrays) == 1
+    sources, shape = [*map(Source, arrays * len(orders) if is_one else arrays, orders)], x.shape
     if weights.tiles is not None and form.on_cpu:
         return form.unshaped(_side_by_side(form, sources, weights), shape)
+    if weights.tiles is not None and form.looks_up and is_one and x.size < 2**31:
+        return _looked_up(form, sources, weights)
     own, *others = (form.rearranged(form.shaped(s.array), s.order) for s in sources)
     if weights.map is not None:
         # `own` is first in a mean, and where the map is true.
@@ -117,33 +130,98 @@ def _mixed(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Arr
     return form.unshaped(mixed, shape)
 
 
-def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
-    """A mosaic on CPUs: of four images side by side, each mixed image is one slice.
+class Corners(NamedTuple):
+    """A mosaic, told by its corners: where its four images meet, and which these are.
 
-    Its window is `L - centre` from the start, where the near images are.
+    Attributes:
+        table: the records of all sources.
+        records: `int32 [B, 2, 2]`, where in it the images are; near ones first along each axis.
+        centre: `int32 [B, 2]`, where they meet along each axis. Near images are moved by
+            `centre - length`, far ones by `centre`: modulo the length that is the same.
     """
+
+    table: jax.Array
+    records: jax.Array
+    centre: jax.Array
+
+
+def _corners(form: "Rows", sources: Sequence[Source], weights: Weights) -> Corners:
     table, index = gathered(sources)
-    rows, axes = form.shaped(table), sorted(form.axes)
     lengths = np.array([[table.shape[axis] for axis in form.axes]], np.int32)
     shift = weights.shift[:, 0]
     is_far = shift > 0  # the record's own; an unmixed one is near, with the centre at the end
-    start = lengths - jnp.where(is_far, shift, shift + lengths)
-    bits = is_far.astype(jnp.int32)
-    corners = [(bits[:, 0] ^ (q >> 1)) * 2 + (bits[:, 1] ^ (q & 1)) for q in range(4)]
-    records = jnp.take_along_axis(index, jnp.stack(corners, axis=1), axis=1)
+    own = is_far.astype(jnp.int32)
+    order = [(own[:, 0] ^ (q >> 1)) * 2 + (own[:, 1] ^ (q & 1)) for q in range(4)]
+    records = jnp.take_along_axis(index, jnp.stack(order, axis=1), axis=1)
+    return Corners(table, records.reshape(-1, 2, 2), jnp.where(is_far, shift, shift + lengths))
+
+
+def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    """A mosaic on CPUs: of four images side by side, each mixed image is one slice."""
+    table, records, centre = _corners(form, sources, weights)
+    rows = form.shaped(table)
     shape = rows.shape[1:]
-    width = [form.width if axis == max(axes) else 1 for axis in form.axes]
+    first, second = form.axes
 
-    def one(record: jax.Array, start: jax.Array) -> jax.Array:
-        four = [jax.lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in record]
-        first, second = (axis - 1 for axis in form.axes)
-        halves = [jnp.concatenate(four[k : k + 2], axis=second) for k in (0, 2)]
+    def one(records: jax.Array, centre: jax.Array) -> jax.Array:
+        four = [jax.lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in records.reshape(4)]
+        halves = [jnp.concatenate(four[k : k + 2], axis=second - 1) for k in (0, 2)]
         starts: list[Any] = [np.int32(0)] * len(shape)
-        starts[first], starts[second] = start[0] * width[0], start[1] * width[1]
-        return jax.lax.dynamic_slice(jnp.concatenate(halves, axis=first), starts, shape)
+        for k, axis in enumerate(form.axes):
+            starts[axis - 1] = shape[axis - 1] - centre[k] * form.width_along(axis)
+        return jax.lax.dynamic_slice(jnp.concatenate(halves, axis=first - 1), starts, shape)
 
-    mixed: jax.Array = jax.lax.map(lambda each: one(*each), (records, start))
+    mixed: jax.Array = jax.lax.map(lambda each: one(*each), (records, centre))
     return mixed
+
+
+def _looked_up(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    """A mosaic on GPUs: each entry is looked up where it comes from.
+
+    Four bytes, or two halves, are a word. A mixed word is made of two words that follow one another
+    on the ring of a row, which is the row of the far image and then that of the near one.
+    """
+    table, records, centre = _corners(form, sources, weights)
+    rows = form.shaped(table)
+    per_word, last = np.uint32(form.per_word), max(form.axes)
+    strides = [np.uint32(math.prod(rows.shape[axis + 1 :])) for axis in range(rows.ndim)]
+
+    def origin(axis: int, behind: Any = 0) -> tuple[jax.Array, jax.Array]:
+        """Where along an axis an entry comes from, and whether from a far image.
+
+        `behind` is how many entries it is behind the first of its word.
+        """
+        line = [length if k == axis else 1 for k, length in enumerate(rows.shape)]
+        place = jax.lax.broadcasted_iota(jnp.uint32, line, axis)
+        if axis not in form.axes:
+            return place, jnp.bool_(False)
+        entries, width = (per_word, form.width) if axis == last else (np.uint32(1), 1)
+        place = place * entries + behind
+        meet = _column(centre[:, form.axes.index(axis)] * width, rows).astype(jnp.uint32)
+        is_far = place >= meet
+        return place - meet + jnp.where(is_far, np.uint32(0), rows.shape[axis] * entries), is_far
+
+    others = [axis for axis in range(1, rows.ndim) if axis != last]
+    found = {axis: origin(axis) for axis in others}
+    before: Any = sum((found[axis][0] * strides[axis] for axis in others), np.uint32(0))
+
+    def word(behind: Any = 0) -> tuple[jax.Array, jax.Array]:
+        """The word from which an entry comes, and which of its entries that is."""
+        entry, is_far = origin(last, behind)
+        far = [is_far if axis == last else found[axis][1] for axis in form.axes]
+        at = [[_column(records[:, i, j], rows) for j in (0, 1)] for i in (0, 1)]
+        near_row, far_row = (jnp.where(far[1], at[i][1], at[i][0]) for i in (0, 1))
+        record = jnp.where(far[0], far_row, near_row)
+        index = record.astype(jnp.uint32) * strides[0] + before + entry // per_word * strides[last]
+        return rows.reshape(-1).at[index].get(mode="promise_in_bounds"), entry % per_word
+
+    mixed, begin = word()
+    if per_word > 1:
+        bits = np.uint32(32) // per_word
+        following, _ = word(per_word - begin)
+        both = mixed >> begin * bits | following << (per_word - begin) * bits
+        mixed = jnp.where(begin == 0, mixed, both)
+    return form.unshaped(mixed, sources[0].array.shape)
 
 
 def copy_windows(
@@ -182,9 +260,9 @@ def copy_windows(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _mixed_bits(form: "Rows", sources: Any, weights: Weights) -> jax.Array:
+def _mixed_bits(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Array:
     """The same, with tangents that are those of floats."""
-    return _mixed(form, sources, weights)
+    return _mixed(form, arrays, orders, weights)
 
 
 @_mixed_bits.defjvp
@@ -215,6 +293,7 @@ class Rows:
     merged: int = 1
     width: int = 1
     dtype: Any = None
+    looks_up: ClassVar[bool] = True  # whether to look up a pixel elsewhere costs little
 
     def fit(self, x: jax.Array, weights: Weights) -> "Rows":
         """The form for images like this one."""
@@ -247,6 +326,15 @@ class Rows:
     def entries(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in this form, counted in entries."""
         return shape
+
+    @property
+    def per_word(self) -> int:
+        """How many entries one number of this form holds."""
+        return 1
+
+    def width_along(self, axis: int) -> int:
+        """How many entries one pixel has along an axis."""
+        return self.width if axis == max(self.axes) else 1
 
     def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
         """The records in another order."""
@@ -311,11 +399,17 @@ class Words(Rows):
         return _packed.pack(_as_bits(mask, jnp.dtype(f"uint{8 * self.dtype.itemsize}")))
 
     def entries(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape[:-1], shape[-1] * 4 // self.dtype.itemsize)
+        return (*shape[:-1], shape[-1] * self.per_word)
+
+    @property
+    def per_word(self) -> int:
+        return int(4 // self.dtype.itemsize)
 
 
 class Pixels(Rows):
     """In the shape that images have, for TPUs, where to merge axes is to move the whole batch."""
+
+    looks_up: ClassVar[bool] = False
 
     def fit(self, x: jax.Array, weights: Weights) -> Rows:
         return self
@@ -328,7 +422,8 @@ class Pixels(Rows):
             return mixed
         # Workaround for libtpu with JAX 0.12: without labels its compiler would move sums of 32
         # bits to the layout of what comes out, and not the bytes that they become.
-        return jax.lax.optimization_barrier(mixed)
+        kept: jax.Array = jax.lax.optimization_barrier(mixed)
+        return kept
 
     def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
         by_product = can_be_product(x, order)

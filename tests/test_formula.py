@@ -12,6 +12,7 @@ from common import Rng
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from reference import mixup_one
 
+import grain_mix as gm
 from grain_mix import _blend, _sources
 
 DTYPES = ["uint8", "uint16", "int16", "int8", "uint32", "int32", "float16", "bfloat16", "float32"]
@@ -67,7 +68,7 @@ def run(path: str, axes: tuple[int, ...], x: Any, lam: Any, box: Any, weights: A
     def mix(x: Any, lam: Any, box: Any, weights: Any) -> jax.Array:
         shares = None if lam is None else jnp.stack([lam, 1 - lam], axis=1)
         drawn = _blend.Weights(shares, box, weights)
-        return _blend.mixed_in(PATHS[path](axes), _sources.neighbours(x, 2), drawn)
+        return _blend.mixed_in(PATHS[path](axes), (x,), (None, _sources.Neighbour(1, 2)), drawn)
 
     function = on_one_device(mix) if path == "pixels by product" else mix
     return jax.jit(function)(x, lam, box, weights)
@@ -111,6 +112,56 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: Rng) -> None:
                 # Compilers fuse a product into a sum in one program and not in another.
                 same |= np.abs(mixed.astype(np.int64) - expected.astype(np.int64)) <= 1
             assert same.all(), (path, mixed[~same], expected[~same])
+
+
+def mosaic_in(form: Any, orders: Any, arrays: Any, weights: Any) -> jax.Array:
+    return _blend.mixed_in(form, arrays, orders, weights)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "brings"),
+    [
+        ("uint8", "whole words", False),
+        ("uint8", "channels first", True),
+        ("int8", "an odd batch", False),
+        ("bfloat16", "whole words", False),
+        ("uint16", "channels first", False),
+        ("float32", "one channel", False),
+        ("bool", "odd rows", False),
+    ],
+)
+def test_mosaics_on_all_paths(dtype: str, shape: str, brings: bool, rng: Rng) -> None:
+    """Against a loop of NumPy's slices."""
+    sizes, axes = SHAPES[shape]
+    x = random_batch(rng, sizes, dtype) if dtype != "bool" else jnp.asarray(rng.random(sizes) < 0.5)
+    transform = gm.MosaicBatch(split=(0, 1), prob=0.8, spatial_axes=axes, label_key=None)
+    draw = transform.draw(rng.integers(2**32, size=sizes[0], dtype=np.uint32), sizes)
+    arrays = [x, *(random_batch(rng, sizes, dtype) for _ in range(3))] if brings else [x]
+    orders = [None] * 4 if brings else [None, *(_sources.Neighbour(r, 4) for r in (1, 2, 3))]
+
+    expected = np.zeros(sizes, x.dtype)
+    for i, r in itertools.product(range(sizes[0]), range(4)):
+        shown, taken = [slice(None)] * (len(sizes) - 1), [slice(None)] * (len(sizes) - 1)
+        for axis, (start, stop), moved in zip(
+            axes, draw.tiles[i, r], draw.shift[i, r], strict=True
+        ):
+            shown[axis - 1], taken[axis - 1] = (
+                slice(start, stop),
+                slice(start - moved, stop - moved),
+            )
+        source = arrays[r][i] if brings else x[draw.sources[i, r]]
+        expected[i, *shown] = np.asarray(source)[tuple(taken)]
+
+    weights = _blend.Weights(tiles=draw.tiles, shift=draw.shift)
+    for path, form in PATHS.items():
+        mix = functools.partial(mosaic_in, form(axes), orders)
+        function = on_one_device(mix) if path == "pixels by product" else mix
+        mixed = jax.jit(function)(tuple(arrays), weights)
+        same = np.asarray(mixed).view("uint8") == expected.view("uint8")
+        if dtype == "bfloat16" and path.startswith("pixels"):  # as above
+            with np.errstate(invalid="ignore"):
+                same |= np.isnan(expected).repeat(2, axis=-1)
+        assert same.all(), path
 
 
 @pytest.mark.parametrize("path", PATHS)
