@@ -4,7 +4,9 @@ Each prepares the inputs once in the form it prefers (layout, array type). Timed
 its users make for each batch. A peer that cannot be imported or refuses an input says why.
 """
 
+import functools
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import grain_mix as gm
 from benchmarks import _maps
 
 ALPHA = 1.0  # for both, so that a typical draw mixes a lot
+SPLIT = (0.25, 0.75)  # where the four images of a mosaic meet, as fractions of its sides
 
 
 class Inputs(NamedTuple):
@@ -43,18 +46,21 @@ class Side(NamedTuple):
     """One way to mix."""
 
     task: str  # "stacked" or "records"
-    kind: str  # "MixUp" or "CutMix"
+    kind: str  # "MixUp", "CutMix" or "Mosaic"
     draws: str  # who has its own draw: each "record", each "pair", the whole "batch"
-    run: Callable[[], Any]  # returns images and soft labels
+    run: Callable[[], Any]  # returns images and soft labels, `None` where it has none
+    labels: bool = True
 
 
-KINDS = ("MixUp", "CutMix")
+KINDS = ("MixUp", "CutMix")  # of pairs
+MOSAIC = "Mosaic"
 
 
-def _ours(x: Inputs) -> dict[str, gm.MixUpBatch | gm.CutMixBatch]:
+def _ours(x: Inputs) -> dict[str, Any]:
     return {
         "MixUp": gm.MixUpBatch(alpha=ALPHA, num_classes=x.classes),
         "CutMix": gm.CutMixBatch(alpha=ALPHA, num_classes=x.classes),
+        MOSAIC: gm.MosaicBatch(split=SPLIT, num_classes=x.classes),
     }
 
 
@@ -102,7 +108,7 @@ def ours(x: Inputs) -> Iterator[Side]:
 
 
 def numpy(x: Inputs) -> Iterator[Side]:
-    """A loop over records for CutMix, broadcasting for MixUp, as a careful user writes it."""
+    """Loops over records to cut, broadcasting for MixUp, as a careful user writes it."""
     rng = np.random.default_rng(0)
     size, height, width = x.images.shape[:3]
 
@@ -128,8 +134,24 @@ def numpy(x: Inputs) -> Iterator[Side]:
         labels = x.one_hot
         return mixed, weights * labels + (1 - weights) * labels[::-1]
 
+    def mosaic(images: np.ndarray) -> Any:
+        mixed, hot = np.empty_like(images), x.one_hot
+        labels = np.zeros_like(hot)
+        sides = np.array([height, width])
+        low, high = (np.array(bound * sides).astype(int) for bound in SPLIT)
+        for i, (top, left) in enumerate(rng.integers(low, high, (size, 2), endpoint=True)):
+            rows = [slice(top), slice(height - top, None)], [slice(top, None), slice(height - top)]
+            columns = [slice(left), slice(width - left, None)]
+            columns = columns, [slice(left, None), slice(width - left)]
+            for r, ((y, from_y), (x_, from_x)) in enumerate(itertools.product(rows, columns)):
+                source = i - i % 4 + (i + r) % 4
+                mixed[i, y, x_] = images[source, from_y, from_x]
+                area = len(range(height)[y]) * len(range(width)[x_])
+                labels[i] += area / (height * width) * hot[source]
+        return mixed, labels
+
     images = [record["image"] for record in x.records]
-    for kind, mix in zip(KINDS, (mixup, cutmix), strict=True):
+    for kind, mix in {**dict(zip(KINDS, (mixup, cutmix), strict=True)), MOSAIC: mosaic}.items():
         yield Side("stacked", kind, "record", lambda mix=mix: mix(x.images))
         yield Side("records", kind, "record", lambda mix=mix: mix(np.stack(images)))
 
@@ -207,17 +229,22 @@ def timm(x: Inputs) -> Iterator[Side]:
 
 
 def keras(x: Inputs) -> Iterator[Side]:
-    """Its layers return float32 for every dtype."""
+    """Its layers return float32 for every dtype. Its newest version has a Mosaic, too."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = importlib.import_module("keras")
     if keras.backend.backend() != "jax":
         raise ImportError(f"its backend here is {keras.backend.backend()}")
     batch = {"images": jnp.asarray(x.images), "labels": jnp.asarray(x.one_hot)}
-    layers = [keras.layers.MixUp(alpha=ALPHA), keras.layers.CutMix(factor=ALPHA)]
-    for kind, layer in zip(KINDS, layers, strict=True):
+    layers: dict[str, Callable[[], Any]] = {
+        "MixUp": lambda: keras.layers.MixUp(alpha=ALPHA),
+        "CutMix": lambda: keras.layers.CutMix(factor=ALPHA),
+        MOSAIC: lambda: keras.layers.Mosaic(offset=SPLIT),
+    }
+    for kind, make in layers.items():
+        made = functools.cache(make)
 
-        def run(layer: Any = layer) -> Any:
-            mixed = layer(batch, training=True)
+        def run(layer: Any = made) -> Any:
+            mixed = layer()(batch, training=True)
             return mixed["images"], mixed["labels"]
 
         yield Side("stacked", kind, "record", run)
@@ -234,6 +261,27 @@ def kornia(x: Inputs) -> Iterator[Side]:
     mixes.append(augmentation.RandomCutMixV2(p=1.0, data_keys=keys))
     for kind, mix in zip(KINDS, mixes, strict=True):
         yield Side("stacked", kind, "record", lambda mix=mix: mix(images, labels))
+    mosaic = augmentation.RandomMosaic(start_ratio_range=SPLIT, p=1.0, data_keys=["input"])
+    yield Side("stacked", MOSAIC, "record", lambda: (mosaic(images), None), labels=False)
+
+
+def albumentations(x: Inputs) -> Iterator[Side]:
+    """It takes one record after another, and with it the three others of its mosaic."""
+    library = importlib.import_module("albumentations")
+    sides = x.images.shape[1:3]
+    mix = library.Mosaic(target_size=sides, cell_shape=sides, center_range=SPLIT, p=1.0)
+    records = [{"image": image} for image in x.images.copy()]
+
+    def run() -> Any:
+        mixed = []
+        for i, record in enumerate(records):
+            start = i - i % 4
+            others = records[start:i] + records[i + 1 : start + 4]
+            mixed.append(mix(**record, mosaic_metadata=others)["image"])
+        return np.stack(mixed), None
+
+    for task in ("stacked", "records"):
+        yield Side(task, MOSAIC, "record", run, labels=False)
 
 
 def datarax(x: Inputs) -> Iterator[Side]:
@@ -267,4 +315,5 @@ SIDES: dict[str, Callable[[Inputs], Iterator[Side]]] = {
     "datarax": datarax,
     "Keras on JAX": keras,
     "kornia": kornia,
+    "Albumentations": albumentations,
 }

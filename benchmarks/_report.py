@@ -66,7 +66,7 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in (*PACKAGES, "datarax", "libtpu", "jax-cuda13-plugin"):
+    for package in (*PACKAGES, "albumentations", "datarax", "libtpu", "jax-cuda13-plugin"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

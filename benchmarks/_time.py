@@ -11,18 +11,25 @@ Side = Callable[[], Any]
 
 
 def measure(
-    sides: Mapping[str, Side], rounds: int, work: dict[str, np.ndarray] | None = None
+    sides: Mapping[str, Side],
+    rounds: int,
+    work: dict[str, np.ndarray] | None = None,
+    patience: float = float("inf"),
 ) -> dict[str, np.ndarray]:
     """Seconds that each side takes, `[rounds]`, warmed up before; every other round backwards.
 
-    `work` receives the processor time, summed over all threads. A busy machine disturbs it less.
+    `work` receives the processor time, summed over all threads. A busy machine disturbs it less. A
+    side whose calls have taken so many seconds as the `patience` sits out, once it has had three.
     """
     for side in sides.values():
         for _ in range(2):
             jax.block_until_ready(side())
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    spent = dict.fromkeys(sides, 0.0)
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 else -1]:
+            if i >= 3 and spent[name] > patience:
+                continue
             # Untimed, so that memory and threads are as this side leaves them, not the last one:
             # an allocator that has to fetch fresh pages triples the time of a copy.
             jax.block_until_ready(sides[name]())
@@ -30,6 +37,7 @@ def measure(
             output = jax.block_until_ready(sides[name]())
             passed = time.perf_counter() - start
             seconds[name].append((passed, time.process_time() - worked))
+            spent[name] += 2 * passed
             del output  # its memory is free again before the next one starts
     if work is not None:
         work |= {name: np.array(values)[:, 1] for name, values in seconds.items()}

@@ -11,8 +11,10 @@ import numpy as np
 from benchmarks import _memory, _peers, _report, _time
 
 SIZES = {"224²": (128, 224, 1000), "32²": (128, 32, 10)}  # ImageNet's and CIFAR's
-COLUMNS = [(dtype, kind) for dtype in ("uint8", "float32") for kind in _peers.KINDS]
+DTYPES = ("uint8", "float32")
+COLUMNS = [(dtype, kind) for dtype in DTYPES for kind in (*_peers.KINDS, _peers.MOSAIC)]
 FLOOR, NUMPY_FLOOR = "copy, jitted", "copy, NumPy"
+PATIENCE = 10.0  # seconds of one side
 MAP = "grain_mix, map, one draw per record"
 COLOURS = {"record": "C0", "pair": "C0", "batch": "C2", None: "0.6"}
 
@@ -30,19 +32,27 @@ def report(every: list[dict[str, Any]], rounds: int) -> _report.Report:
     for row in every:
         if "reason" in row and row["side"] not in skipped.setdefault(row["reason"], []):
             skipped[row["reason"]].append(row["side"])
+    without = dict.fromkeys(
+        f"The {row['kind']} of {row['side'].split(',')[0]}"
+        for row in rows
+        if row.get("labels") is False
+    )
     first, *others = sizes = list(dict.fromkeys(row["size"] for row in rows))
     return _report.Report(
         subject="peers",
-        setting=f"α = 1; medians of {rounds} alternating rounds, for 32² of ten times as many. "
-        "In the first tables freed memory is kept for the next call; they show multiples of the "
-        "jitted copy, and in brackets the milliseconds that pass. `map` takes NumPy's arrays and "
-        "returns NumPy's; all others are called with arrays of their own kind. A weight map of "
-        "floats stands in the columns of MixUp, one that is bool in those of CutMix.",
+        setting=f"α = 1; four images meet at {_peers.SPLIT[0]} to {_peers.SPLIT[1]} of each side; "
+        f"medians of {rounds} alternating rounds, for 32² of ten times as many, and of fewer where "
+        f"one side takes more than {PATIENCE:.0f} s. In all tables but the last freed memory "
+        "is kept for the next call; they show multiples of the jitted copy, and in brackets the "
+        "milliseconds that pass. `map` takes NumPy's arrays and returns NumPy's; all others are "
+        "called with arrays of their own kind. A weight map of floats stands in the columns of "
+        "MixUp, one that is bool in those of CutMix.",
         rows=every,
         title=f"128 x {first} x 3, freed memory kept",
         table=_table(rows, first),
         more_tables={
             **{f"128 x {size} x 3, freed memory kept": _table(rows, size) for size in others},
+            "Mosaics of four, freed memory kept": _mosaics(rows, sizes),
             "Milliseconds by what glibc does with freed memory": _by_memory(rows),
         },
         plot=lambda figure: _plot(figure, rows, first),
@@ -50,14 +60,17 @@ def report(every: list[dict[str, Any]], rounds: int) -> _report.Report:
             f"_{size.rstrip('²')}": functools.partial(_plot, rows=rows, size=size)
             for size in others
         },
-        inches=(5.2, 13),
+        inches=(5.2, 16),
         summary=[
             line
             for memory in ("kept", "default")
             for size in sizes
             for line in _summary(rows, size, memory)
         ],
-        notes=[f"Skipped: {'; '.join(sides)} ({why})." for why, sides in skipped.items()],
+        notes=[
+            *(f"{side} takes no labels of classes, so it mixes images alone." for side in without),
+            *(f"Skipped: {'; '.join(sides)} ({why})." for why, sides in skipped.items()),
+        ],
     )
 
 
@@ -66,7 +79,7 @@ def measure(quick: bool, rounds: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for size, (batch, side, classes) in ({"16²": (8, 16, 10)} if quick else SIZES).items():
-        for dtype in ("uint8",) if quick else ("uint8", "float32"):
+        for dtype in DTYPES[:1] if quick else DTYPES:
             x = _peers.Inputs(
                 rng.integers(0, 256, (batch, side, side, 3)).astype(dtype),
                 rng.integers(0, classes, batch).astype(np.int32),
@@ -83,7 +96,7 @@ def _measure(x: _peers.Inputs, dtype: str, rounds: int) -> list[dict[str, Any]]:
     on_device = jnp.asarray(x.images)
     copy = jax.jit(jnp.copy)
     runs = {(FLOOR, "", ""): lambda: copy(on_device), (NUMPY_FLOOR, "", ""): x.images.copy}
-    draws = {}
+    found: dict[tuple[str, str, str], _peers.Side] = {}
     rows: list[dict[str, Any]] = []
     for peer, sides in _peers.SIDES.items():
         try:
@@ -102,12 +115,14 @@ def _measure(x: _peers.Inputs, dtype: str, rounds: int) -> list[dict[str, Any]]:
                 rows.append({"side": what, "reason": _report.reason(error)})
                 continue
             runs[name, side.task, side.kind] = side.run
-            draws[name] = side.draws
+            found[name, side.task, side.kind] = side
     keys = {str(i): key for i, key in enumerate(runs)}
     work: dict[str, Any] = {}
-    seconds = _time.measure({i: runs[key] for i, key in keys.items()}, rounds, work)
+    seconds = _time.measure({i: runs[key] for i, key in keys.items()}, rounds, work, PATIENCE)
     for i, (name, task, kind) in keys.items():
-        row = {"side": name, "task": task, "dtype": dtype, "kind": kind, "draws": draws.get(name)}
+        row = {"side": name, "task": task, "dtype": dtype, "kind": kind, "draws": None}
+        if side := found.get((name, task, kind)):
+            row |= {"draws": side.draws, "labels": side.labels}
         row |= {f"cpu_{name}": value for name, value in _time.summary(work[i], work["0"]).items()}
         rows.append(row | _time.summary(seconds[i], seconds["0"]))
     return rows
@@ -117,12 +132,13 @@ def check(x: _peers.Inputs, side: _peers.Side) -> None:
     """Raises unless what comes out has the right shape and is really mixed."""
     before = x.images.astype(np.float32)
     for _ in range(5):  # a single λ for all may happen to be 1
-        images, labels = (np.asarray(out).astype(np.float32) for out in side.run())
+        images, labels = side.run()
+        images = np.asarray(images).astype(np.float32)
         if images.shape != x.images.shape:
             images = images.transpose(0, 2, 3, 1)
         assert images.shape == x.images.shape, f"images of shape {images.shape}"
         # kornia's CutMix labels have an axis for several boxes in front.
-        assert len(before) in labels.shape[:2], f"labels of shape {labels.shape}"
+        assert not side.labels or len(before) in labels.shape[:2], f"labels of {labels.shape}"
         assert images.min() >= before.min(), "images out of the range of its input"
         assert images.max() <= before.max() + 0.5, "images out of the range of its input"
         mixed = (images != before).any(axis=(1, 2, 3))
@@ -152,11 +168,25 @@ def _chosen(
 def _table(rows: list[dict[str, Any]], size: str) -> list[dict[str, Any]]:
     columns = {
         f"{dtype} {kind}": _chosen(rows, size, dtype, kind)
-        for dtype, kind in COLUMNS
-        if _chosen(rows, size, dtype, kind)
+        for dtype in DTYPES
+        for kind in _peers.KINDS
     }
     for kind in _peers.KINDS:
         columns[f"records {kind}"] = _chosen(rows, size, "uint8", kind, task="records")
+    return _beside(columns)
+
+
+def _mosaics(rows: list[dict[str, Any]], sizes: list[str]) -> list[dict[str, Any]]:
+    columns = {}
+    for size in sizes:
+        for dtype in DTYPES:
+            columns[f"{size} {dtype}"] = _chosen(rows, size, dtype, _peers.MOSAIC)
+        columns[f"{size} records"] = _chosen(rows, size, "uint8", _peers.MOSAIC, task="records")
+    return _beside(columns)
+
+
+def _beside(columns: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    columns = {name: column for name, column in columns.items() if column}
     sides = dict.fromkeys(side for column in columns.values() for side in column)
     return [
         {"": side}
@@ -219,7 +249,8 @@ def _summary(rows: list[dict[str, Any]], size: str, memory: str) -> Iterator[str
 def _plot(figure: Any, rows: list[dict[str, Any]], size: str) -> None:
     columns = {(d, k): _chosen(rows, size, d, k) for d, k in COLUMNS}
     columns = {key: column for key, column in columns.items() if column}
-    panels = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
+    heights = [2 + len(column) for column in columns.values()]
+    panels = figure.subplots(len(columns), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, ((dtype, kind), column) in zip(panels, columns.items(), strict=True):
         names = [
             side.replace(", one draw per record", "").replace("one draw per ", "")

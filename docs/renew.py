@@ -68,7 +68,8 @@ def cost() -> str:
             "task": "stacked",
             "dtype": "uint8",
         }
-        ratios = [row["ratio"] for row in rows if wanted.items() <= row.items()]
+        pairs = [row for row in rows if row.get("kind") in ("MixUp", "CutMix")]
+        ratios = [row["ratio"] for row in pairs if wanted.items() <= row.items()]
         return f"{min(ratios):.1f} to {max(ratios):.1f} times"
 
     inside = span("grain_mix, inside jit, one draw per record")

@@ -42,6 +42,7 @@ def test_the_table_of_peers_goes_between_the_marks_of_a_readme(tmp_path):
     measured = {(row["side"].split(",")[0], row["kind"]) for row in rows if "kind" in row}
     for side in ("grain_mix", "NumPy", "JAX recipe"):
         assert {(side, "MixUp"), (side, "CutMix")} <= measured
+    assert {("grain_mix", "Mosaic"), ("NumPy", "Mosaic")} <= measured
 
 
 def test_compiled_for_devices_that_are_not_here(tmp_path):
