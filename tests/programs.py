@@ -17,6 +17,7 @@ import reference
 from jax.sharding import NamedSharding, PartitionSpec
 
 import grain_mix as gm
+from grain_mix import maps
 
 CLASSES = [gm.MixUpBatch, gm.CutMixBatch, gm.MixBatch, gm.WeightMapMixBatch, gm.MosaicBatch]
 FLOATS = ["float16", "bfloat16", "float32"]
@@ -33,6 +34,7 @@ LAYOUTS: list[Any] = [  # shape of a record, axes of its box
     ((3, 4, 2, 3), (1, 2, 3)),
     ((2, 2, 1), (1, 2)),
 ]
+LONGER: Any = [*LAYOUTS, ((9, 8, 3), (1, 2)), ((8, 9), (2, 1))]  # for bands of an eighth
 ROADS = ["jit", "closure", "vmap", "scan", "cond", "remat"]
 SETTINGS = ["x64", "debug_nans", "rank_promotion", "dtype_promotion", "default_prng_impl"]
 SETTINGS += ["threefry_partitionable", "threefry_not_partitionable", "random_seed_offset"]
@@ -207,8 +209,34 @@ def all_kinds(
 
 def copies(transform: Any) -> bool:
     """Whether each of its pixels is copied from one source."""
-    by_map = getattr(transform, "weight_map", None) in (coins, nearest)
-    return by_map or isinstance(transform, gm.CutMixBatch | gm.MosaicBatch)
+    if isinstance(transform, gm.WeightMapMixBatch):
+        return transform.weight_map != fog and not isinstance(transform.weight_map, maps.SmoothMix)
+    return isinstance(transform, gm.CutMixBatch | gm.MosaicBatch)
+
+
+def map_to_import(one: Any, lengths: tuple[int, ...]) -> tuple[Any, dict[str, Field]]:
+    """One of `gm.maps`, for an image of these lengths, and the field that it reads.
+
+    Args:
+        one: chooses.
+        lengths: along the box's axes, in the image's order.
+    """
+    some: dict[Any, Field] = {
+        maps.ClassMix("read"): ("any", lengths, one(*DTYPES[:6])),
+        maps.ClassMix("read", ignore=one(0, 3)): ("ids", lengths, one(*IDS)),
+        maps.ClassMix("read", ignore=one(None, 1)): ("any", lengths, "bool"),
+        maps.CopyPaste("read"): ("ids", (3, *lengths), one(*DTYPES)),
+        maps.CopyPaste("read", chance=0.8): ("any", (2, *lengths), "bool"),
+        maps.SaliencyMix("read"): (one("any", "ids"), lengths, one(*DTYPES, "bool")),
+    }
+    others: list[Any] = []
+    if len(lengths) == 2:
+        others = [maps.FMix(), maps.FMix(1.5), maps.SmoothMix(), maps.Stripe()]
+        others += [maps.GridMix(n) for n in (1, 2, 5) if n < min(lengths)]
+        others += [maps.Patches(n) for n in (1, 2, 3) if n < max(lengths)]
+        others += [maps.SpecMix()] * 2 * (min(lengths) >= 8)
+    weight_map = one(*some, *others)
+    return weight_map, {"read": some[weight_map]} if weight_map in some else {}
 
 
 @functools.cache
@@ -219,7 +247,8 @@ def program(index: int) -> Program:
     road, setting = one("map", "map", "sharded", *ROADS), one(*SETTINGS)
     k = {gm.MosaicBatch: 4, gm.MixUpBatch: one(2, 2, 3, 4, 8)}.get(cls, 2)
     planes = [each for each in LAYOUTS if len(each[1] or (1, 2)) == 2]
-    shape, axes = one(*(planes if cls is gm.MosaicBatch else LAYOUTS))
+    of_class = {gm.MosaicBatch: planes, gm.WeightMapMixBatch: LONGER}
+    shape, axes = one(*of_class.get(cls, LAYOUTS))
     own: dict[str, Any] = {"prob": one(1.0, 1.0, 0.5, 0.0), "spatial_axes": axes}
     partners = ("other",) if k == 2 else tuple(f"other{r}" for r in range(1, k))
     if brings := rng.random() < 0.3:
@@ -234,16 +263,25 @@ def program(index: int) -> Program:
         own["split"] = one((0.25, 0.75), (0, 1), (0.4, 0.4))
     if cls is gm.MixUpBatch:
         own["sources"] = k
+    read: dict[str, Any] = {}
     if cls is gm.WeightMapMixBatch:
-        own["weight_map"] = one(coins, fog, nearest)
-    reads = own.get("weight_map") is nearest
-    transform = cls(**own | {"reads": ("height",)} if reads else own)
+        front = [axis % (len(shape) + 1) for axis in axes or (1, 2)]
+        lengths, sides = (
+            tuple(shape[axis - 1] for axis in each) for each in (front, sorted(front))
+        )
+        own["weight_map"] = one(coins, fog, nearest, *["to import"] * 5)
+        if own["weight_map"] is nearest:
+            own["reads"], read = ("height",), {"height": ("any", lengths, one(*DTYPES))}
+        elif own["weight_map"] == "to import":
+            own["weight_map"], read = map_to_import(one, sides)
+            if not getattr(own["weight_map"], "uses_lam", True):
+                del own["alpha"]
+            if isinstance(own["weight_map"], maps.FMix | maps.SmoothMix):
+                road = "map"  # as far as their floats go, they are the same on all others
+    transform = cls(**own)
     dtypes = [*DTYPES, *["bool"] * copies(transform)]
-    fields: dict[str, Any] = {"image": ("any", shape, one(*dtypes))}
+    fields: dict[str, Any] = {"image": ("any", shape, one(*dtypes)), **read}
     options: dict[str, Any] = {}
-    if reads:
-        lengths = tuple(shape[axis % (len(shape) + 1) - 1] for axis in axes or (1, 2))
-        fields["height"] = ("any", lengths, one(*dtypes))
     if rng.random() < 0.3:
         options["image_key"] = ("image", "depth")
         fields["depth"] = ("any", shape, one(*dtypes))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import reference_maps
 
 import grain_mix as gm
 
@@ -368,7 +369,8 @@ def check_mixed(transform: Any, batch: Mapping[Any, Any], out: Any, key: Any = N
         else (transform.partner_key,)
     )
     used = {*keys, *targets, *(name for kind in targets.values() for name in kind.reads)}
-    reads = getattr(transform, "reads", ())
+    weight_map = getattr(transform, "weight_map", None)
+    reads = getattr(transform, "reads", ()) or getattr(weight_map, "reads", ())
     own = {name: np.asarray(batch[name]) for name in used | {*reads}}
     image = own[keys[0]]
     size = len(image)
@@ -398,15 +400,15 @@ def check_mixed(transform: Any, batch: Mapping[Any, Any], out: Any, key: Any = N
 
     options = {"fields": fields} if fields else {}
     draw = jax.device_get(transform.draw(seeds, image.shape, valid, **options))
+    made_of = keys_of(transform, seeds) if weight_map is not None else []
     assert (draw.sources is None) if brought else (draw.sources == groups).all()
     for i, one in enumerate(ones(transform, draw, image.shape)):
         *each, y = ({name: x[i, ...] for name, x in side.items()} for side in (*sources, mixed))
         check_shares(one)
         if not real[i] or transform.prob == 0 or (size < k and not brought):
             assert (one.weights[0] == 1).all()
-        elif reads and transform.prob == 1 and transform.mode == "elem":  # and draws nothing
-            lengths = one.weights.shape[1:]
-            check_same(draw.weights[i], transform.weight_map(None, None, lengths, *each))
+        elif weight_map is not None:
+            check_map(transform, one, each, *made_of[i])
         for name in keys:
             with named(name, i):
                 xs = [one.moved(x[name], r) for r, x in enumerate(each)]
@@ -419,6 +421,42 @@ def check_mixed(transform: Any, batch: Mapping[Any, Any], out: Any, key: Any = N
             with named(name, i):
                 check_target(kind, of_kind[:-1], of_kind[-1], one)
     return used | added
+
+
+def written(key: jax.Array, lam: jax.Array, lengths: Any) -> jax.Array:
+    """A map that shows what it is given: the bits of the key and of λ in units of 2⁻²⁴."""
+    words = jnp.append(jax.random.key_data(key), (lam * 2**24).astype(jnp.uint32))
+    return ((words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1).reshape(lengths) == 1
+
+
+def keys_of(transform: gm.WeightMapMixBatch, seeds: np.ndarray) -> list[tuple[jax.Array, Any]]:
+    """The key and λ that the map of each record is made of."""
+    same = gm.WeightMapMixBatch(written, transform.alpha, mode=transform.mode, spatial_axes=(1,))
+    bits = np.asarray(same.draw(seeds, (len(seeds), 96)).weights).reshape(-1, 3, 32)
+    words = np.packbits(bits, axis=-1, bitorder="little").view("<u4")[..., 0].astype(np.uint32)
+    keys = [jax.random.wrap_key_data(each, impl="threefry2x32") for each in words[:, :2]]
+    return list(zip(keys, np.float32(words[:, 2]) / np.float32(2**24), strict=True))
+
+
+def check_map(
+    transform: gm.WeightMapMixBatch, one: One, sources: list[Arrays], key: jax.Array, lam: Any
+) -> None:
+    """The weights are those of the map, or of an unmixed record."""
+    weights, weight_map = one.weights[0], transform.weight_map
+    if transform.prob < 1 and (weights == 1).all():
+        return
+    if transform.reads:  # by a function of a user's, of numbers alone
+        with np.errstate(invalid="ignore"):  # NaN among what it reads
+            check_same(weights == 1, weight_map(key, lam, weights.shape, *sources))
+    elif type(weight_map).__module__ == gm.maps.__name__:
+        order = np.arange(weights.ndim)
+        if hasattr(weight_map, "reads"):  # in the image's order
+            order = np.argsort(one.axes)
+        lengths = tuple(weights.shape[axis] for axis in order)
+        expected, sure = reference_maps.map_of(weight_map, key, lam, lengths, sources[1])
+        found = weights.transpose(order)
+        off = 0 if expected.dtype == bool else 1e-6
+        np.testing.assert_allclose(found[sure], expected[sure], rtol=0, atol=off)
 
 
 @contextlib.contextmanager

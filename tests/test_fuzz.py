@@ -298,7 +298,7 @@ def test_batches(data: st.DataObject) -> None:
 
 
 # Programs that have every class, kind, road and setting among them, with a warm cache of each.
-COVERING = [295, 68, 454, 215, 181, 307, 232, 433]
+COVERING = [295, 1608, 454, 215, 181, 307, 232, 1653]
 
 
 def test_programs_cover_all_kinds() -> None:
@@ -308,6 +308,7 @@ def test_programs_cover_all_kinds() -> None:
     assert {type(it.transform) for it in covering} == {*CLASSES}
     assert {2, 4} < {reference.sources_of(it.transform) for it in covering}
     assert any(getattr(it.transform, "reads", ()) for it in covering)
+    assert any(hasattr(getattr(it.transform, "weight_map", None), "reads") for it in covering)
     assert {it.road for it in covering} == {"map", "sharded", *ROADS}
     assert {it.key is None for it in covering} == {True, False}
     assert {it.setting for it in covering} == {*SETTINGS}

@@ -18,6 +18,7 @@ import reference
 from common import assert_same, data_loader, everywhere, make_batch, over, slow
 from jax.sharding import AxisType, PartitionSpec
 from programs import coins, fog, values
+from reference_maps import map_of
 
 import grain_mix as gm
 from grain_mix import _run, maps
@@ -731,95 +732,45 @@ def test_specs_of_maps_that_read() -> None:
 
 # --- the maps to import, against NumPy ------------------------------------------------------------
 
-RECIPES: dict[str, Any] = {
-    "GridMix": maps.GridMix(),
-    "SmoothMix": maps.SmoothMix(),
-    "patches": maps.Patches(),
-    "SpecMix": maps.SpecMix(),
-    "a stripe": maps.Stripe(),
-}
 
-
-DRAWN: dict[str, Any] = {  # the random numbers of a recipe
-    "GridMix": lambda key: jax.random.uniform(key, (2,)),
-    "SmoothMix": lambda key: jax.random.uniform(key, (3,)),
-    "patches": lambda key: jax.random.permutation(key, 12),
-    "SpecMix": lambda key: jnp.stack([jax.random.uniform(k, (4,)) for k in jax.random.split(key)]),
-    "a stripe": lambda key: jax.random.uniform(key, (2,)),
-}
-
-
-def by_numpy(name: str, u: np.ndarray, lam: float, sides: Lengths) -> tuple[np.ndarray, float]:
-    """The recipe in float64, and how near to a whole number it rounded one down."""
-    y, x = np.mgrid[: sides[0], : sides[1]]
-    axes, own, nearest = ((y, sides[0]), (x, sides[1])), np.ones(sides, bool), [1.0]
-
-    def whole(number: float) -> int:
-        nearest.append(abs(number - round(number)) or 1)  # whole numbers are exact
-        return math.floor(number)
-
-    if name == "GridMix":
-        for (position, length), shift in zip(axes, u, strict=True):
-            cell = math.ceil(length / 5)
-            side = whole(cell * (1 - lam) ** 0.5 + 0.5)
-            own &= (position + whole(shift * cell)) % cell < side
-        own = ~own
-    elif name == "SmoothMix":
-        distance = (y / sides[0] - u[0]) ** 2 + (x / sides[1] - u[1]) ** 2
-        own = 1 - np.exp(-distance / (2 * (0.25 + u[2] / 4) ** 2))
-    elif name == "patches":
-        own = u[(y // 16) * math.ceil(sides[1] / 16) + x // 16] < whole(lam * len(u))
-    elif name == "SpecMix":
-        for (position, length), (count, *starts) in zip(axes, u, strict=True):
-            band = length // 8
-            for start in starts[: int(count * 4)]:
-                first = whole(start * (length - band + 1))
-                own &= (position < first) | (first + band <= position)
-    else:
-        position, length = axes[0] if u[1] < 0.5 else axes[1]
-        band = whole((1 - lam) * length + 0.5)
-        first = whole(u[0] * (length - band + 1))
-        own = (position < first) | (first + band <= position)
-    return own, min(nearest)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes(name: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        maps.GridMix(),
+        maps.GridMix(3),
+        maps.SmoothMix(),
+        maps.Patches(),
+        maps.Patches(5),
+        maps.SpecMix(),
+        maps.Stripe(),
+    ],
+    ids=repr,
+)
+def test_recipes(weight_map: Any, rng: np.random.Generator) -> None:
     sides = (41, 64)
-    recipe = jax.jit(RECIPES[name], static_argnums=2)
+    recipe = jax.jit(weight_map, static_argnums=2)
     for lam in np.float32([0, 1, *rng.random(10)]):
         key = jax.random.key(int(rng.integers(2**31)))
         found = np.asarray(recipe(key, lam, sides))
-        u = np.asarray(DRAWN[name](key), np.float64)
-        expected, nearest = by_numpy(name, u, float(lam), sides)
-        if nearest < 1e-4:  # float32 may round otherwise
-            continue
-        np.testing.assert_allclose(found, expected, rtol=0, atol=0 if found.dtype == bool else 1e-6)
-        if name in ("patches", "GridMix", "a stripe"):
+        expected, sure = map_of(weight_map, key, lam, sides, {})
+        off = 0 if found.dtype == bool else 1e-6
+        np.testing.assert_allclose(found[sure], expected[sure], rtol=0, atol=off)
+        if isinstance(weight_map, maps.Patches | maps.GridMix | maps.Stripe) and sure.all():
             assert abs(found.mean() - lam) < 0.2  # as far as cells and pixels allow
             assert lam not in (0, 1) or (found == lam).all()
 
 
+@pytest.mark.parametrize("decay", [3.0, 1.5])
 @pytest.mark.parametrize("lengths", [(32, 32), (15, 40)])
-def test_fmix(lengths: tuple[int, int], rng: np.random.Generator) -> None:
-    """By the paper: a Fourier image of Gaussian noise, divided by a power of its frequency."""
-    recipe = jax.jit(maps.FMix(), static_argnums=2)
-    for lam in (0.0, 1.0, *rng.random(10)):
+def test_fmix(lengths: tuple[int, int], decay: float, rng: np.random.Generator) -> None:
+    recipe = jax.jit(maps.FMix(decay), static_argnums=2)
+    for lam in np.float32([0, 1, *rng.random(10)]):
         key = jax.random.key(int(rng.integers(2**31)))
-        found = np.asarray(recipe(key, np.float32(lam), lengths))
-        kept = math.floor(np.float32(lam) * np.float32(found.size))
-        assert found.sum() == kept
-        noise = np.asarray(jax.random.normal(key, (2, lengths[0], lengths[1] // 2 + 1)), np.float64)
-        spectrum = np.zeros(noise.shape[1:], complex)
-        for row, column in np.ndindex(*spectrum.shape):
-            vertical = (row if row <= (lengths[0] - 1) // 2 else row - lengths[0]) / lengths[0]
-            frequency = max(math.hypot(vertical, column / lengths[1]), 1 / max(lengths))
-            spectrum[row, column] = complex(*noise[:, row, column]) / frequency**3
-        grey = np.fft.irfft2(spectrum, lengths)
-        bound = np.sort(np.append(grey.ravel(), -np.inf))[::-1][kept]
-        near = np.abs(grey - bound) < 1e-4 * grey.std()  # float32 may tell these apart otherwise
-        assert near.mean() < 0.05
-        np.testing.assert_array_equal(found[~near], (grey > bound)[~near])
+        found = np.asarray(recipe(key, lam, lengths))
+        assert found.sum() == math.floor(lam * np.float32(found.size))
+        expected, sure = map_of(maps.FMix(decay), key, lam, lengths, {})
+        assert sure.mean() > 0.95
+        np.testing.assert_array_equal(found[sure], expected[sure])
 
 
 def key_and_lam(rng: np.random.Generator) -> tuple[jax.Array, Any]:
@@ -828,25 +779,32 @@ def key_and_lam(rng: np.random.Generator) -> tuple[jax.Array, Any]:
     return jax.random.key(int(rng.integers(2**31))), lam
 
 
+def check_reading(weight_map: Any, field: np.ndarray, rng: np.random.Generator) -> None:
+    """A map that reads this field of the partner, with a key and a λ."""
+    [name], objects = weight_map.reads, isinstance(weight_map, maps.CopyPaste)
+    key, lam = key_and_lam(rng)
+    given = key, lam, field.shape[objects:]
+    found = jitted(weight_map)(*given, {}, {name: field})
+    np.testing.assert_array_equal(found, map_of(weight_map, *given, {name: field})[0])
+
+
+@functools.cache
+def jitted(weight_map: Any) -> Any:
+    return jax.jit(weight_map, static_argnums=2)
+
+
 @pytest.mark.parametrize(
     ("dtype", "ignore"),
     [("uint8", 255), ("int8", -3), ("uint32", 2**32 - 2), ("int32", None), ("bool", True * 1)],
 )
 def test_classmix(dtype: str, ignore: int | None, rng: np.random.Generator) -> None:
-    """Ids that are equal modulo 256 share a coin; each of 256 has its own."""
     lengths, low, high = (33, 8), 0, 2
     if dtype != "bool":
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
-    weight_map = jax.jit(maps.ClassMix("ids", ignore=ignore), static_argnums=2)
     for _ in range(8):
         ids = rng.integers(low, high, lengths).astype(dtype)
         ids.flat[:8] = 0 if ignore is None else ignore
-        key, lam = key_and_lam(rng)
-        coins = np.asarray(jax.random.bits(key, (256,), "uint32")) >= 2**31
-        found = np.asarray(weight_map(key, lam, lengths, {}, {"ids": ids}))
-        for place in np.ndindex(*lengths):
-            id_of = int(ids[place])
-            assert found[place] == (id_of == ignore or not coins[id_of % 256])
+        check_reading(maps.ClassMix("ids", ignore=ignore), ids, rng)
 
 
 def test_coins_of_classes_are_fair_and_their_own(rng: np.random.Generator) -> None:
@@ -865,32 +823,16 @@ def test_coins_of_classes_are_fair_and_their_own(rng: np.random.Generator) -> No
 
 @pytest.mark.parametrize(("dtype", "chance"), [("uint8", 0.5), ("float32", 0.2), ("bool", 1.0)])
 def test_copy_paste(dtype: str, chance: float, rng: np.random.Generator) -> None:
-    lengths, count = (9, 7), 5
-    weight_map = jax.jit(maps.CopyPaste("masks", chance=chance), static_argnums=2)
     for _ in range(8):
-        masks = masks_of(rng, (1, count, *lengths))[0].astype(dtype)
+        masks = masks_of(rng, (1, 5, 9, 7))[0].astype(dtype)
         if dtype == "float32":
             masks *= -0.25  # any value but 0
-        key, lam = key_and_lam(rng)
-        found = np.asarray(weight_map(key, lam, lengths, {}, {"masks": masks}))
-        own = np.ones(lengths, bool)
-        for k in range(count):
-            bits = int(jax.random.bits(jax.random.fold_in(key, k), (), "uint32"))
-            if bits >> 8 < round(chance * 2**24):
-                own[masks[k] != 0] = False
-        np.testing.assert_array_equal(found, own)
-
-
-def paper_side(length: int, lam: np.float32, n: int) -> int:
-    """⌊L·(1-λ)^(1/n)⌋, in whole numbers."""
-    weight = 2**24 - int(np.float64(lam) * 2**24)
-    return max(side for side in range(length + 1) if side**n * 2**24 <= weight * length**n)
+        check_reading(maps.CopyPaste("masks", chance=chance), masks, rng)
 
 
 @pytest.mark.parametrize("lengths", [(9, 7), (23,), (4, 6, 5)])
 @pytest.mark.parametrize("kind", ["ties", "constant", "NaN", "infinite", "bytes"])
 def test_saliencymix(kind: str, lengths: Lengths, rng: np.random.Generator) -> None:
-    weight_map = jax.jit(maps.SaliencyMix("field"), static_argnums=2)
     for _ in range(6):
         field = rng.integers(0, 4, lengths).astype(np.float32)
         field.flat[:2] = 0, 3
@@ -900,17 +842,4 @@ def test_saliencymix(kind: str, lengths: Lengths, rng: np.random.Generator) -> N
             field.flat[rng.integers(field.size)] = np.nan if kind == "NaN" else np.inf
         elif kind == "bytes":
             field = (field + 252).astype(np.uint8)
-        key, lam = key_and_lam(rng)
-        centre = np.unravel_index(int(np.argmax(field)), lengths)
-        if kind in ("constant", "NaN"):
-            drawn = np.asarray(jax.random.bits(key, (len(lengths),), "uint32"))
-            centre = tuple(int(x) % n for x, n in zip(drawn, lengths, strict=True))
-        own = np.ones(lengths, bool)
-        box: list[slice] = []
-        for middle, length in zip(centre, lengths, strict=True):
-            side = paper_side(length, lam, len(lengths))
-            start = int(middle) - side // 2
-            box.append(slice(max(start, 0), max(min(start + side, length), 0)))
-        own[tuple(box)] = False
-        found = np.asarray(weight_map(key, lam, lengths, {}, {"field": field}))
-        np.testing.assert_array_equal(found, own)
+        check_reading(maps.SaliencyMix("field"), field, rng)
