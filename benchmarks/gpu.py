@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOR_TESTS = 0.45  # of the time
+FOR_TESTS = 0.5  # of the time
 TO_END = 20.0  # seconds in which `device` ends what it has begun, before it is stopped
 LOOK = """
 import json, jax, grain_mix, hypothesis, pytest, pytest_timeout, xdist
