@@ -101,10 +101,11 @@ def mixed_in(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Ar
 def _mixed(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Array:
     x, is_one = arrays[0], len(arrays) == 1
     sources, shape = [*map(Source, arrays * len(orders) if is_one else arrays, orders)], x.shape
-    if weights.tiles is not None and form.on_cpu:
-        return form.unshaped(_side_by_side(form, sources, weights), shape)
-    if weights.tiles is not None and form.looks_up and is_one and x.size < 2**31:
-        return _looked_up(form, sources, weights)
+    if weights.tiles is not None and len(sources) * (x.size + 2 * x[0].size) < 2**31:
+        if form.on_cpu:
+            return _sliced(form, sources, weights)
+        if form.looks_up and is_one:
+            return _looked_up(form, sources, weights)
     own, *others = (form.rearranged(form.shaped(s.array), s.order) for s in sources)
     if weights.map is not None:
         # `own` is first in a mean, and where the map is true.
@@ -156,23 +157,34 @@ def _corners(form: "Rows", sources: Sequence[Source], weights: Weights) -> Corne
     return Corners(table, records.reshape(-1, 2, 2), jnp.where(is_far, shift, shift + lengths))
 
 
-def _side_by_side(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
-    """A mosaic on CPUs: of four images side by side, each mixed image is one slice."""
+def _sliced(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
+    """A mosaic on CPUs: each image, moved, is a slice of the whole batch, and tiles choose.
+
+    What a slice holds of the records before and after is in no tile.
+    """
     table, records, centre = _corners(form, sources, weights)
     rows = form.shaped(table)
-    shape = rows.shape[1:]
-    first, second = form.axes
+    shape, size = rows.shape[1:], math.prod(rows.shape[1:])
+    centre = centre * np.array([form.width_along(axis) for axis in form.axes], np.int32)
+    lengths = np.array([shape[axis - 1] for axis in form.axes], np.int32)
+    strides = np.array([math.prod(shape[axis:]) for axis in form.axes], np.int32)
+    flat = jnp.pad(rows.reshape(-1), (size, size))
 
     def one(records: jax.Array, centre: jax.Array) -> jax.Array:
-        four = [jax.lax.dynamic_index_in_dim(rows, i, keepdims=False) for i in records.reshape(4)]
-        halves = [jnp.concatenate(four[k : k + 2], axis=second - 1) for k in (0, 2)]
-        starts: list[Any] = [np.int32(0)] * len(shape)
-        for k, axis in enumerate(form.axes):
-            starts[axis - 1] = shape[axis - 1] - centre[k] * form.width_along(axis)
-        return jax.lax.dynamic_slice(jnp.concatenate(halves, axis=first - 1), starts, shape)
+        def moved(i: int, j: int) -> jax.Array:
+            shift = jnp.where(np.array([i, j]) == 1, centre, centre - lengths)
+            start = (records[i, j] + 1) * np.int32(size) - (shift * strides).sum()
+            return jax.lax.dynamic_slice(flat, [start], [size]).reshape(shape)
 
-    mixed: jax.Array = jax.lax.map(lambda each: one(*each), (records, centre))
-    return mixed
+        is_far = [
+            jax.lax.broadcasted_iota(jnp.int32, shape, axis - 1) >= centre[k]
+            for k, axis in enumerate(form.axes)
+        ]
+        near, far = (jnp.where(is_far[1], moved(i, 1), moved(i, 0)) for i in (0, 1))
+        return jnp.where(is_far[0], far, near)
+
+    mixed: jax.Array = jax.vmap(one)(records, centre)
+    return form.unshaped(mixed, sources[0].array.shape)
 
 
 def _looked_up(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
