@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 
 import hypothesis
 import numpy as np
@@ -69,6 +70,27 @@ def pytest_unconfigure() -> None:
         with contextlib.suppress(Exception):
             compilation_cache.decompress_executable(entry.read_bytes())
             os.link(entry, KEPT / entry.name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has XLA optimise little in the fast tests, most of whose time is that of its compiler.
+
+    It still simplifies what it is given, but generates plain machine code. The slow tests get what
+    users get, and so do the files that ask for the fixture `optimised`.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # before JAX is imported
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """The machine code that users get, with products that are fused into sums."""
+    import jax
+
+    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags

@@ -14,6 +14,8 @@ from common import KINDS, Rng, assert_same, make_batch
 import grain_mix as gm
 from grain_mix import _arithmetic, _blend, _plan, _sources
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 DTYPES = ["uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "bfloat16", "float32"]
 each_float = pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
 

@@ -15,6 +15,8 @@ from common import Rng, data_loader
 import grain_mix as gm
 from grain_mix import _laws, _rules
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 N = 100_000
 ALPHAS = [0.05, 0.2, 1.0, 8.0]
 # Two samples of N or one against its law: 1e-7 to exceed this by chance, and tests are many.

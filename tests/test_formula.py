@@ -15,6 +15,8 @@ from reference import mixup_one
 import grain_mix as gm
 from grain_mix import _blend, _sources
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 DTYPES = ["uint8", "uint16", "int16", "int8", "uint32", "int32", "float16", "bfloat16", "float32"]
 NARROW = [name for name in DTYPES if not name.endswith("32")]
 SHAPES = {  # of a batch, and the axes of its box

@@ -46,7 +46,10 @@ fuzz = functools.partial(
 
 
 # Some batches that are made up have one seed for all records, or -1 in soft labels.
-pytestmark = pytest.mark.filterwarnings("ignore:grain_mix. (several records|the label)")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:grain_mix. (several records|the label)"),
+    pytest.mark.usefixtures("optimised"),
+]
 
 KINDS = [gm.OneHot, gm.MultiHot, gm.Soft, gm.Sparse, gm.Stacked, gm.ValueMap, gm.LabelMap, gm.Boxes]
 LAWS = [gm.Beta, gm.Uniform, gm.Larger]

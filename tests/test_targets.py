@@ -530,7 +530,7 @@ def test_ids_in_tuples_and_nested_records() -> None:
     flat = gm.RecordSeed(id_key="id").random_map({"id": 7})["mix_seed"]
     assert gm.RecordSeed(id_key="a/id").random_map({"a": {"id": 7}})["mix_seed"] == flat
     assert gm.RecordSeed(id_key=1).random_map(("image", 7))[2]["mix_seed"] == flat
-    with pytest.raises(KeyError, match="no field 3 among"):
+    with pytest.raises(KeyError, match="no field '3' among"):
         gm.RecordSeed(id_key=3).random_map(("image", 7))
 
 
