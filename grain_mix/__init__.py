@@ -15,7 +15,7 @@ The modules, in the order in which a batch meets them:
 - `_move`: move: images of a mosaic
 - `_blend`, `_arithmetic`, `_packed`: mix: one formula, exact for every dtype, in three forms
 - `targets`: what a field says about the image, one class for each kind
-- `_functions`: the formulas as public functions
+- `_functions`: the formulas as public functions; `_measures`: what to measure on mixed labels
 - `_sharding`, `_memory`: on the host, or over the devices of a sharding; memory that XLA shares
 - `_fields`, `_axes`, `_dtypes`, `_fixed_point`: names, axes, dtypes, and weights as whole numbers
 - `_purity`, `_identity`: what a user's function does, and which parameters are alike
@@ -28,6 +28,7 @@ from grain_mix._draw import Draw
 from grain_mix._functions import cutmix, mixup, mosaic
 from grain_mix._laws import Beta, Larger, Law, Uniform
 from grain_mix._loader import LoaderDataset
+from grain_mix._measures import label_entropy, mixed_accuracy
 from grain_mix._memory import aligned_stack
 from grain_mix._sampler import PairedSampler
 from grain_mix._seed import RecordSeed
@@ -73,7 +74,9 @@ __all__ = [
     "__version__",
     "aligned_stack",
     "cutmix",
+    "label_entropy",
     "maps",
+    "mixed_accuracy",
     "mixup",
     "mosaic",
 ]

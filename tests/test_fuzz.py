@@ -411,6 +411,8 @@ SWAPPED = np.array([1, 0, 3, 2])
 EXAMPLES: dict[Any, tuple[Any, ...]] = {
     gm.mixup: (np.ones((4, 5), np.float32), np.full(4, 0.5, np.float32), SWAPPED),
     gm.cutmix: (np.ones((4, 5, 6, 3), np.uint8), np.array([[[1, 3], [2, 5]]] * 4), SWAPPED),
+    gm.mixed_accuracy: (np.ones((4, 5), np.float32), np.full((4, 5), 0.2, np.float32)),
+    gm.label_entropy: (np.full((4, 5), 0.2, np.float32),),
     gm.CutMixBatch().draw: (np.arange(4, dtype=np.uint32), (4, 5, 6, 3)),
     gm.MixUpBatch().draw: (np.arange(4, dtype=np.uint32), (4, 5)),
 }

@@ -106,5 +106,8 @@ blended: jax.Array = gm.mixup(images, lam, partner)
 box = cutmix_batch.draw(np.arange(4, dtype=np.uint32), images.shape).box
 if box is not None:
     pasted: jax.Array = gm.cutmix(images, box, partner, spatial_axes=(1, 2))
+logits = np.zeros((4, 16), np.float32)
+accuracy: jax.Array = gm.mixed_accuracy(logits, mixed["label"])
+entropy: jax.Array = gm.label_entropy(mixed["label"])
 
 print(version, length, first, weights.shape, blended.shape)
