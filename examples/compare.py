@@ -223,19 +223,20 @@ def make_table(
     runs: Sequence[Run],
     rows: Mapping[str, tuple[str, str]],
     cell: Callable[[np.ndarray, np.ndarray, int], str],
+    headings: Mapping[str, str] = COLUMNS,
 ) -> str:
     """Returns rows of two settings each, in Markdown. A cell gets what both have, seed by seed."""
     values: dict[tuple[str, str], list[float]] = {}
-    for run, column in itertools.product(runs, COLUMNS):
+    for run, column in itertools.product(runs, headings):
         if column in run:
             values.setdefault((run["name"], column), []).append(run[column])
-    columns = [column for column in COLUMNS if any(column in run for run in runs)]
-    lines = [f"| | {' | '.join(COLUMNS[column] for column in columns)} |"]
+    columns = [column for column in headings if any(column in run for run in runs)]
+    lines = [f"| | {' | '.join(headings[column] for column in columns)} |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     for title, names in rows.items():
         cells = []
         for column in columns:
-            scale, digits = (100, 1) if COLUMNS[column].endswith("%") else (1, 3)
+            scale, digits = (100, 1) if headings[column].endswith("%") else (1, 3)
             own, other = (scale * np.array(values[name, column]) for name in names)
             cells.append(cell(own, other, digits))
         lines.append(f"| {title} | {' | '.join(cells)} |")
