@@ -139,8 +139,6 @@ class Detector(nnx.Module):
         self.third = nnx.Conv(64, 64, (3, 3), rngs=rngs)
         self.objects = nnx.Conv(64, NUM_CLASSES + 4, (3, 3), rngs=rngs)
         self.pixels = nnx.Conv(64, CELL * CELL * (NUM_CLASSES + 1), (1, 1), rngs=rngs)
-        # At first nothing is likely, as for the focal loss in https://arxiv.org/abs/1708.02002
-        self.objects.bias[...] = jnp.array([-3.0] * NUM_CLASSES + [0.0] * 4)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns logits `[B, n, n, K]`, corners `[B, n, n, 4]`, and logits `[B, H, W, K + 1]`."""
@@ -152,7 +150,8 @@ class Detector(nnx.Module):
         corners = jnp.tile(centres, 2) + objects[..., -4:] * SIDE / 4
         pixels = self.pixels(x).reshape(len(x), CELLS, CELLS, CELL, CELL, -1)
         pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), SIDE, SIDE, -1)
-        return objects[..., :-4], corners, pixels
+        # With -3 nothing is likely at first, as for the focal loss of https://arxiv.org/abs/1708.02002
+        return objects[..., :-4] - 3, corners, pixels
 
 
 def loss_of(net: Detector, batch: dict[str, jax.Array]) -> Any:
