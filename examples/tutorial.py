@@ -402,7 +402,7 @@ save(figure, "tutorial_alpha.png")
 # | most networks, and on few records | `MixBatch()`: 0.8 and 1.0, as timm trains DeiT, Swin and ConvNeXt |
 # | few epochs, or it underfits | a smaller α, or `prob=0.5` |
 # | with noisy labels | `CutMixBatch(alpha=1.0)`, or `MixBatch()` |
-# | spectrograms or sound | `MixUpBatch(alpha=0.4)`, or `CutMixBatch(spatial_axes=(1,))` along time |
+# | spectrograms or sound | `MixUpBatch()`, or `CutMixBatch(spatial_axes=(1,))` along time |
 # | boxes or label maps | [detection](../docs/guides/detection.md), [segmentation](../docs/guides/segmentation.md) |
 # | several labels for an image | [multi-label](../docs/guides/multilabel.md) |
 #
