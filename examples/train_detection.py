@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     )
     print(tables)
     if args.page:
-        compare.renew(args.page, f"{args.data} {args.scenes} detection", tables)
+        compare.renew(args.page, f"{args.data} {args.steps} steps of detection", tables)
 
 
 def parse_arguments() -> argparse.Namespace:
