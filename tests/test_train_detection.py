@@ -117,7 +117,8 @@ def test_the_table_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
-    page.write_text("<!-- digits 3 steps of detection -->\nold\n<!-- /digits 3 steps of detection -->\n")
+    mark = "digits 3 steps of detection"
+    page.write_text(f"<!-- {mark} -->\nold\n<!-- /{mark} -->\n")
     counts = {"scenes": 24, "tests": 10, "seeds": 2, "steps": 3, "page": page}
     options = [str(part) for name, value in counts.items() for part in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["program", "--data-dir", str(tmp_path), *options])
