@@ -350,7 +350,7 @@ class Rows:
 
     def rearranged(self, x: jax.Array, order: Any) -> jax.Array:
         """The records in another order."""
-        return rearranged(x, order)
+        return rearranged(x, order, looks_up=not self.on_cpu)
 
     def turned(self, x: jax.Array, shift: jax.Array) -> jax.Array:
         """An image, moved along its axes; what leaves it on one side comes back on the other."""

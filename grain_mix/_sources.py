@@ -72,8 +72,12 @@ def gathered(sources: Sequence[Source]) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate([source.value for source in sources]), jnp.asarray(index)
 
 
-def rearranged(x: jax.Array, order: Any) -> jax.Array:
-    """The records of `x` in this order."""
+def rearranged(x: jax.Array, order: Any, *, looks_up: bool = False) -> jax.Array:
+    """The records of `x` in this order.
+
+    `looks_up` is whether to look up where each entry comes from costs less than to join parts: on
+    GPUs XLA would store what is joined, and read it again.
+    """
     if order is None:
         return x
     if not isinstance(order, Neighbour):
@@ -83,7 +87,12 @@ def rearranged(x: jax.Array, order: Any) -> jax.Array:
         return x[positions(size, k)[:, r]]
     # Slices rather than a gather: nothing moves between devices when axis 0 is sharded.
     groups = x.reshape(size // k, k, *x.shape[1:])
-    turned = groups[:, ::-1] if k == 2 else jnp.concatenate([groups[:, r:], groups[:, :r]], axis=1)
+    if k == 2:
+        turned = groups[:, ::-1]
+    elif looks_up:
+        turned = jnp.take(groups, np.roll(np.arange(k), -r), axis=1, mode="clip")
+    else:
+        turned = jnp.concatenate([groups[:, r:], groups[:, :r]], axis=1)
     return turned.reshape(x.shape)
 
 
