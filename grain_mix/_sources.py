@@ -63,13 +63,24 @@ def neighbours(x: Any, k: int) -> tuple[Source, ...]:
     return (Source(x), *(Source(x, Neighbour(r, k)) for r in range(1, k)))
 
 
-def gathered(sources: Sequence[Source]) -> tuple[jax.Array, jax.Array]:
-    """One array that holds the records of all sources, and where they are in it, `int32 [B, k]`."""
-    x, k, size = sources[0].array, len(sources), len(sources[0].array)
-    if all(source.array is x and not isinstance(source.order, jax.Array) for source in sources):
-        return x, jnp.asarray(positions(size, k))
-    index = np.arange(size, dtype=np.int32)[:, None] + size * np.arange(k, dtype=np.int32)
-    return jnp.concatenate([source.value for source in sources]), jnp.asarray(index)
+def are_whole_groups(sources: Sequence[Source]) -> bool:
+    """Whether these are the neighbours of each record in groups, of which none is incomplete."""
+    x, *others = sources
+    return len(x.array) % len(sources) == 0 and all(
+        other.array is x.array and isinstance(other.order, Neighbour) for other in others
+    )
+
+
+def in_groups(sources: Sequence[Source]) -> tuple[jax.Array, np.ndarray]:
+    """The records in groups `[groups, k, ...]`, and where in it each member has its sources.
+
+    The latter is `int32 [members, k]`. Where sources are no whole groups of one array, each record
+    gets a group of its own, with its sources as members.
+    """
+    x, k = sources[0].array, len(sources)
+    if are_whole_groups(sources):
+        return x.reshape(len(x) // k, k, *x.shape[1:]), positions(k, k)
+    return jnp.stack([source.value for source in sources], axis=1), positions(k, k)[:1]
 
 
 def rearranged(x: jax.Array, order: Any, *, looks_up: bool = False) -> jax.Array:

@@ -155,9 +155,10 @@ def test_mosaics_on_all_paths(dtype: str, shape: str, brings: bool, rng: Rng) ->
         expected[i, *shown] = np.asarray(source)[tuple(taken)]
 
     weights = _blend.Weights(tiles=draw.tiles, shift=draw.shift)
-    for path, form in PATHS.items():
+    for path, form in [*PATHS.items(), ("rows on one CPU", PATHS["rows on CPUs"])]:
         mix = functools.partial(mosaic_in, form(axes), orders)
-        function = on_one_device(mix) if path == "pixels by product" else mix
+        is_alone = path in ("pixels by product", "rows on one CPU")
+        function = on_one_device(mix) if is_alone else mix
         mixed = jax.jit(function)(tuple(arrays), weights)
         same = np.asarray(mixed).view("uint8") == expected.view("uint8")
         if dtype == "bfloat16" and path.startswith("pixels"):  # as above
