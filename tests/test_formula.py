@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import Rng
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from reference import mixup_one
 
 import grain_mix as gm
@@ -116,7 +117,7 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: Rng) -> None:
             assert same.all(), (path, mixed[~same], expected[~same])
 
 
-def mosaic_in(form: Any, orders: Any, arrays: Any, weights: Any) -> jax.Array:
+def blended_in(form: Any, orders: Any, arrays: Any, weights: Any) -> jax.Array:
     return _blend.mixed_in(form, arrays, orders, weights)
 
 
@@ -156,7 +157,7 @@ def test_mosaics_on_all_paths(dtype: str, shape: str, brings: bool, rng: Rng) ->
 
     weights = _blend.Weights(tiles=draw.tiles, shift=draw.shift)
     for path, form in [*PATHS.items(), ("rows on one CPU", PATHS["rows on CPUs"])]:
-        mix = functools.partial(mosaic_in, form(axes), orders)
+        mix = functools.partial(blended_in, form(axes), orders)
         is_alone = path in ("pixels by product", "rows on one CPU")
         function = on_one_device(mix) if is_alone else mix
         mixed = jax.jit(function)(tuple(arrays), weights)
@@ -165,6 +166,20 @@ def test_mosaics_on_all_paths(dtype: str, shape: str, brings: bool, rng: Rng) ->
             with np.errstate(invalid="ignore"):
                 same |= np.isnan(expected).repeat(2, axis=-1)
         assert same.all(), path
+
+
+@pytest.mark.parametrize("path", ["rows", "words", "pixels"])
+def test_no_path_looks_beyond_its_group(path: str) -> None:
+    """Under a plain `jit` groups of four stay on their devices, on GPUs and TPUs too."""
+    split = NamedSharding(jax.make_mesh((8,), ("data",), (AxisType.Auto,)), PartitionSpec("data"))
+    struct = functools.partial(jax.ShapeDtypeStruct, sharding=split)
+    x, shares = struct((64, 8, 8, 4), "uint8"), struct((64, 4), "float32")
+    tiles, shift = struct((64, 4, 2, 2), "int32"), struct((64, 4, 2), "int32")
+    orders = [None, *(_sources.Neighbour(r, 4) for r in (1, 2, 3))]
+    for weights in (_blend.Weights(shares), _blend.Weights(tiles=tiles, shift=shift)):
+        mix = functools.partial(blended_in, PATHS[path]((1, 2)), orders)
+        program = jax.jit(mix, out_shardings=split).lower((x,), weights).compile().as_text()
+        assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", program)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -153,12 +153,14 @@ def test_accelerators_never_wait(kind: str, platform: str, rng: Rng) -> None:
         ("both", AUTO, "elem", True),
         ("mixup", EXPLICIT, "pair", True),
         ("cutmix", EXPLICIT, "elem", True),
+        ("mosaic", AUTO, "elem", False),
     ],
 )
 def test_mix_inside_a_users_program(
     kind: str, axis_type: AxisType, mode: str, in_shard_map: bool, rng: Rng
 ) -> None:
-    transform, sharding = KINDS[kind](num_classes=10, mode=mode), over(4, axis_type)
+    kinds = KINDS | {"mosaic": gm.MosaicBatch}
+    transform, sharding = kinds[kind](num_classes=10, mode=mode), over(4, axis_type)
     batch = make_batch(rng, 16)
     sharded, mix, parts = jax.device_put(batch, sharding), transform.mix, PartitionSpec("data")
     if in_shard_map:
