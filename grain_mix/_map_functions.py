@@ -17,6 +17,7 @@ from grain_mix._errors import describe, fail, kind, quote
 from grain_mix._identity import check_frozen, check_hash
 from grain_mix._parameters import as_names
 from grain_mix._purity import check_pure
+from grain_mix._weight_maps import IMPL
 
 WeightMap = Callable[..., Any]  # (key, lam, lengths) -> bool or floats of shape `lengths`
 MOST_PIXELS = {"bool": 2**31 - 1, "float": 2**24 - 1}  # that 32 bits count exactly
@@ -114,9 +115,6 @@ def dtype_of(
         fail(ValueError, caller, got, f"at most {most} pixels", fix)
     dtype: np.dtype[Any] = np.dtype(spec.dtype)
     return dtype
-
-
-IMPL = "threefry2x32"
 
 
 @dataclasses.dataclass(frozen=True)
