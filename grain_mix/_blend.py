@@ -165,7 +165,7 @@ def _sliced(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Ar
     table, order = in_groups(sources)
     rows = jax.vmap(form.shaped)(table)  # [groups, 4, ...]
     shape, size, members = rows.shape[2:], math.prod(rows.shape[2:]), len(order)
-    centre = centre * np.array([form.width_along(axis) for axis in form.axes], np.int32)
+    centre = centre * np.array([[form.width_along(axis) for axis in form.axes]], np.int32)
     lengths = np.array([shape[axis - 1] for axis in form.axes], np.int32)
     strides = np.array([math.prod(shape[axis:]) for axis in form.axes], np.int32)
     flat, first = jnp.pad(rows.reshape(len(rows), -1), ((0, 0), (size, size))), jnp.int32(0)

@@ -54,7 +54,8 @@ pytestmark = [
 KINDS = [gm.OneHot, gm.MultiHot, gm.Soft, gm.Sparse, gm.Stacked, gm.ValueMap, gm.LabelMap, gm.Boxes]
 LAWS = [gm.Beta, gm.Uniform, gm.Larger]
 NAMES = [each.__name__ for each in (*CLASSES, *KINDS, *LAWS, gm.RecordSeed, gm.PairedSampler)]
-WHERE = "|".join([*NAMES, "Points", "mixup", "cutmix", "label_key", "map"])
+FUNCTIONS = ["mixup", "cutmix", "mixed_accuracy", "label_entropy"]
+WHERE = "|".join([*NAMES, *FUNCTIONS, "Points", "label_key", "map"])
 
 
 def try_out(function: Callable[[], Any]) -> Any:
