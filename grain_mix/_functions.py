@@ -43,7 +43,8 @@ def mixup(images: ArrayLike, lam: ArrayLike, partner: ArrayLike) -> jax.Array:
     >>> mixup(images, np.array([0.75, 0.5]), np.array([1, 0])).tolist()
     [[50, 100], [100, 100]]
     """
-    _check_arrays("mixup", images, partner, averaged=True)
+    _check_images("mixup", images, averaged=True)
+    _check_partner("mixup", partner, np.shape(images)[0])
     lam = _as_lam("mixup", lam, np.shape(images)[0])
     with into_jax():
         mixed: jax.Array = _mixup(*map(_sharding.as_array, (images, partner, lam)))
@@ -78,7 +79,8 @@ def cutmix(
     >>> cutmix(images, np.array([[[1, 3]], [[0, 1]]]), np.array([1, 0])).tolist()
     [[1, 2, 2, 1], [1, 2, 2, 2]]
     """
-    _check_arrays("cutmix", images, partner, averaged=False)
+    _check_images("cutmix", images, averaged=False)
+    _check_partner("cutmix", partner, np.shape(images)[0])
     axes = _check_box("cutmix", box, spatial_axes, np.shape(images))
     with into_jax():
         mixed: jax.Array = _cutmix(*map(_sharding.as_array, (images, partner, box)), axes)
@@ -118,7 +120,7 @@ def mosaic(
     >>> mosaic(images, tiles, shift, np.array([[0, 1], [1, 0]])).tolist()
     [[4, 5, 6, 7], [8, 1, 2, 3]]
     """
-    _check_arrays("mosaic", images, None, averaged=False)
+    _check_images("mosaic", images, averaged=False)
     axes = _check_tiles("mosaic", tiles, shift, sources, spatial_axes, np.shape(images))
     with into_jax():
         mixed: jax.Array = _mosaic(*map(_sharding.as_array, (images, tiles, shift, sources)), axes)
@@ -163,19 +165,23 @@ def _mosaic(
     return mixed
 
 
-def _check_arrays(caller: str, images: Any, partner: Any, averaged: bool) -> None:
-    named = {"images": images} | ({} if partner is None else {"partner": partner})
-    for field, value in named.items():
-        if not is_array(value) or value.shape[:1] in ((), (0,)):
-            fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
-            got = f"{field} is {describe(value)}"
-            fail(TypeError, caller, got, "an array [B, ...] with B > 0", fix)
-        check_array(caller, field, value)
+def _check_array(caller: str, field: str, value: Any) -> None:
+    """Checks that a parameter is an array of at least one record."""
+    if not is_array(value) or value.shape[:1] in ((), (0,)):
+        fix = "pass at least one record" if is_array(value) else f"pass np.asarray({field})"
+        got = f"{field} is {describe(value)}"
+        fail(TypeError, caller, got, "an array [B, ...] with B > 0", fix)
+    check_array(caller, field, value)
+
+
+def _check_images(caller: str, images: Any, averaged: bool) -> None:
+    _check_array(caller, "images", images)
     if 0 not in images.shape:
         check_pixels(caller, "images", images, averaged)
-    size = images.shape[0]
-    if partner is None:
-        return
+
+
+def _check_partner(caller: str, partner: Any, size: int) -> None:
+    _check_array(caller, "partner", partner)
     if str(partner.dtype) not in INTEGERS or partner.shape != (size,):
         fix = "pass the batch position of each record's partner"
         fail(ValueError, caller, f"partner is {describe(partner)}", f"integers [{size}]", fix)

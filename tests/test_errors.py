@@ -171,6 +171,7 @@ CALLS = [
     call(ValueError, "lam from nan … 0 <= lam <= 1", gm.mixup, X, LAM * np.nan, PARTNER),
     call(TypeError, "lam … <U", gm.mixup, X, LAM.astype(str), PARTNER),
     call(TypeError, "partner is a list … np.asarray(partner)", gm.mixup, X, LAM, [1, 0]),
+    call(TypeError, "partner is a NoneType … an array [B, ...]", gm.cutmix, X, BOX, None),
     call(ValueError, "partner is float32 [4] … integers", gm.cutmix, X, BOX, LAM),
     call(ValueError, "partner is int64 [2] … integers [4]", gm.cutmix, X, BOX, PARTNER[:2]),
     call(ValueError, "partner from 1 to 4 … partner <= 3", gm.mixup, X, LAM, PARTNER + 1),
