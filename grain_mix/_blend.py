@@ -155,6 +155,16 @@ def _corners(form: "Rows", shape: tuple[int, ...], shift: jax.Array) -> Corners:
     return Corners(jnp.stack(order, axis=1).reshape(-1, 2, 2), centre)
 
 
+def _is_on_one_cpu() -> bool:
+    """Whether the batch lies on one CPU, as inside `shard_map`, and where there is but one."""
+    if jax.sharding.get_abstract_mesh().are_all_axes_manual:
+        return True
+    try:
+        return jax.device_count("cpu") == 1
+    except (RuntimeError, AssertionError):  # JAX is told of other platforms alone
+        return False
+
+
 def _sliced(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Array:
     """A mosaic on CPUs: each image, moved, is a slice of its whole group, and tiles choose.
 
@@ -169,10 +179,8 @@ def _sliced(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Ar
     lengths = np.array([shape[axis - 1] for axis in form.axes], np.int32)
     strides = np.array([math.prod(shape[axis:]) for axis in form.axes], np.int32)
     flat, first = jnp.pad(rows.reshape(len(rows), -1), ((0, 0), (size, size))), jnp.int32(0)
-    is_local = jax.sharding.get_abstract_mesh().are_all_axes_manual or jax.device_count("cpu") == 1
-    if (
-        is_local and rows.size + 2 * size < 2**31
-    ):  # CPUs are twice as fast with one array of one axis
+    if _is_on_one_cpu() and rows.size + 2 * size < 2**31:
+        # CPUs are twice as fast with one array of one axis.
         flat = jnp.pad(rows.reshape(-1), (size, size))
         first = 4 * size * jnp.arange(len(rows), dtype=jnp.int32)
 
