@@ -111,8 +111,9 @@ def test_all_paths_give_the_same_bits(dtype: str, shape: str, rng: Rng) -> None:
                 # of 16 bits as they are, which JAX 0.8 to 0.10 widen on CPUs, to move them.
                 with np.errstate(invalid="ignore"):  # NumPy's, for NaNs that signal
                     same |= np.isnan(mixed.view(x.dtype)) & np.isnan(expected.view(x.dtype))
-            if is_float and by_floats:
-                # Compilers fuse a product into a sum in one program and not in another.
+            if is_float and (by_floats or (averaged and path.startswith("pixels"))):
+                # Compilers fuse a product into a sum in one program and not in another: here the
+                # CPU's, in the programs that are for TPUs.
                 same |= np.abs(mixed.astype(np.int64) - expected.astype(np.int64)) <= 1
             assert same.all(), (path, mixed[~same], expected[~same])
 
