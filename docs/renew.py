@@ -70,7 +70,8 @@ def cost() -> str:
         }
         pairs = [row for row in rows if row.get("kind") in ("MixUp", "CutMix")]
         ratios = [row["ratio"] for row in pairs if wanted.items() <= row.items()]
-        return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+        low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+        return f"{low} times" if low == high else f"{low} to {high} times"
 
     inside = span("grain_mix, inside jit, one draw per record")
     outside = span("grain_mix, map, one draw per record")
