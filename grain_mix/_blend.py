@@ -216,7 +216,7 @@ def _looked_up(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax
     corners, centre = _corners(form, x.shape, weights.shift)
     records = (corners + np.arange(len(x), dtype=np.int32)[:, None, None]) % k  # in their group
     rows = form.shaped(x)
-    in_groups = rows.reshape(len(x) // k, -1)
+    groups = rows.reshape(len(x) // k, -1)
     per_word, last = np.uint32(form.per_word), max(form.axes)
     strides = [np.uint32(math.prod(rows.shape[axis + 1 :])) for axis in range(rows.ndim)]
 
@@ -247,8 +247,8 @@ def _looked_up(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax
         near_row, far_row = (jnp.where(far[1], at[i][1], at[i][0]) for i in (0, 1))
         record = jnp.where(far[0], far_row, near_row)
         index = record.astype(jnp.uint32) * strides[0] + before + entry // per_word * strides[last]
-        index = index.reshape(in_groups.shape)
-        found = jnp.take_along_axis(in_groups, index, axis=1, mode="promise_in_bounds")
+        index = index.reshape(groups.shape)
+        found = jnp.take_along_axis(groups, index, axis=1, mode="promise_in_bounds")
         return found.reshape(rows.shape), entry % per_word
 
     mixed, begin = word()
