@@ -112,7 +112,7 @@ def _mixed(form: "Rows", arrays: Any, orders: Any, weights: Weights) -> jax.Arra
         # `own` is first in a mean, and where the map is true.
         spread = form.spread(weights.map, form.entries(own.shape))
         if spread.dtype == jnp.bool_:
-            mixed = _arithmetic.select(form.mask(~spread, own), others[0], own)
+            mixed = _arithmetic.select(form.mask(spread, own), own, others[0])
         else:
             mixed = form.mean([own, *others], [spread, 1 - spread])
         return form.unshaped(mixed, shape)
@@ -382,7 +382,9 @@ class Rows:
 
     def mean(self, xs: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
         """The weighted mean."""
-        return _arithmetic.weighted_mean(xs, weights, self.dtype, in_16_bits=self.on_cpu)
+        # Of a map, words of 16 bits would need two weights to be fetched for each entry.
+        in_16_bits = self.on_cpu and weights[0].size == len(weights[0])
+        return _arithmetic.weighted_mean(xs, weights, self.dtype, in_16_bits=in_16_bits)
 
     def mask(self, mask: jax.Array, x: jax.Array) -> jax.Array:
         """A mask as is best to select `x` by: bytes are chosen bit by bit."""
@@ -493,5 +495,9 @@ def _lines(box: jax.Array, form: Rows, shape: tuple[int, ...]) -> list[jax.Array
 
 
 def _as_bits(mask: jax.Array, dtype: Any) -> jax.Array:
-    """All bits set where the mask is true, else none."""
-    return jnp.where(mask, np.array(-1).astype(dtype), np.array(0, dtype))
+    """All bits set where the mask is true, else none.
+
+    A choice between two constants, or a negated map, costs CPUs ten times as much, since they guess
+    what comes next.
+    """
+    return -mask.astype(dtype)
