@@ -1,7 +1,6 @@
 """Data, loaders and processes that several tests use."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -57,11 +56,10 @@ def over(count: int, axis_type: AxisType = AxisType.Auto) -> NamedSharding:
 
 
 def everywhere(transform: Any, batch: Any) -> dict[str, np.ndarray]:
-    """What `map` gives, after seeing that `jit`, two devices and a copy of it give the same."""
+    """What `map` gives, after seeing that `jit` on two devices and a copy of it give the same."""
     mixed: dict[str, np.ndarray] = transform.map(batch)
     others = [
-        jax.jit(transform.mix)(batch),
-        dataclasses.replace(transform, sharding=over(2)).map(batch),
+        jax.jit(transform.mix)(jax.device_put(batch, over(2))),
         pickle.loads(pickle.dumps(transform)).map(batch),
     ]
     assert_same(jax.device_get(others), [mixed] * len(others))

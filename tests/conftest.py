@@ -76,13 +76,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Has XLA optimise little in the fast tests, most of whose time is that of its compiler.
 
     It still simplifies what it is given, but generates plain machine code. The slow tests get what
-    users get, and so do the files that ask for the fixture `optimised`.
+    users get, and so do the tests that ask for the fixture `optimised`.
     """
     if config.option.markexpr == "not slow":
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # before JAX is imported
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimised() -> Iterator[None]:
     """The machine code that users get, with products that are fused into sums."""
     import jax

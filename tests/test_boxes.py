@@ -90,8 +90,13 @@ def test_boxes_by_counting_pixels(
     more = {"prob": 0.8, "valid_key": "valid", "spatial_axes": axes}
     transform = transform_of(kind, box_format, "mask", MIN_VISIBLE, **more)
     reference.check_mixed(transform, batch, transform.map(batch))
-    alone = {name: value[:1] for name, value in batch.items()}
-    reference.check_mixed(transform, alone, transform.map(alone))
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mosaic", "map"])
+def test_boxes_of_a_record_alone(kind: str, rng: np.random.Generator) -> None:
+    batch = boxes_in(rng, 1)
+    transform = transform_of(kind, masks="mask", visible=MIN_VISIBLE, prob=0.8)
+    reference.check_mixed(transform, batch, transform.map(batch))
 
 
 @pytest.mark.parametrize("box_format", ["xyxy", "rel_xyxy", "rel_yxyx"])

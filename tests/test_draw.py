@@ -15,8 +15,6 @@ from common import Rng, data_loader
 import grain_mix as gm
 from grain_mix import _laws, _rules
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 N = 100_000
 ALPHAS = [0.05, 0.2, 1.0, 8.0]
 # Two samples of N or one against its law: 1e-7 to exceed this by chance, and tests are many.
@@ -69,6 +67,7 @@ LAWS = [*((alpha, alpha) for alpha in (1e-3, *ALPHAS, 30, 200, 1e4)), (0.05, 200
 LAWS += [(2, 8), (8, 2), (0.3, 1.7)]
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("a", "b"), LAWS)
 def test_the_table_has_no_error_of_its_own(a: float, b: float) -> None:
     """All 2²⁰ values that λ can take, once each: the exact distribution, not a sample."""
@@ -275,6 +274,7 @@ def on_grid(lam: np.ndarray) -> list[int]:
     return (lam.astype(np.float64) * 2**24).astype(int).tolist()
 
 
+@pytest.mark.usefixtures("optimised")
 def test_known_answers() -> None:
     """These numbers must never change, on any platform or in any version: users' runs need them."""
     seeds = np.array([0, 1, 2, 3, 2**31, 2**32 - 1], np.uint32)
@@ -312,6 +312,7 @@ CHECKSUMS: list[tuple[Any, tuple[int, ...], int]] = [
 ]
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("transform", "lengths", "expected"), CHECKSUMS)
 def test_known_checksums(transform: Any, lengths: tuple[int, ...], expected: int) -> None:
     """The same for many seeds and laws, so that rare cases of rounding are seen as well."""
@@ -323,6 +324,7 @@ def test_known_checksums(transform: Any, lengths: tuple[int, ...], expected: int
     assert zlib.crc32(np.array([*weights, *boxes], "<u4").tobytes()) == expected
 
 
+@pytest.mark.usefixtures("optimised")
 def test_known_answers_of_keys() -> None:
     """The seeds of a step's key must never change either."""
     batch = {"image": np.arange(4 * 5).reshape(4, 5).astype(np.uint8) * 12}

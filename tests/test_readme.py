@@ -46,6 +46,7 @@ def test_the_cost_is_the_measured_one() -> None:
     assert renew.filled(text, "cost", renew.cost()) == text, "python docs/renew.py"
 
 
+@pytest.mark.slow
 def test_the_script_runs_with_workers(tmp_path: Path) -> None:
     """As README says: nothing else has to change."""
     [script] = renew.programs(README)
