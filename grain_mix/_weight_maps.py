@@ -110,8 +110,8 @@ def label_weights(maps: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Arr
         for count, (shift, _) in zip(sums, PARTS, strict=True)
     )
     is_whole = sums[-1] == np.uint32((ONE >> PARTS[-1][0]) * math.prod(maps.shape[1:]))
-    size = np.float32(math.prod(maps.shape[1:]))
-    lam = jnp.where(is_whole, np.float32(1), jnp.minimum(total / size, np.float32(1)))
+    mean = total / np.float32(math.prod(maps.shape[1:]))
+    lam = jnp.where(is_whole, np.float32(1), jnp.minimum(mean, np.float32(1)))
     return jnp.where(wrongs > 0, np.float32(np.nan), lam), from_fixed(maps)
 
 
