@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "between_devices": ("transfer_guard_device_to_device", "disallow"),
     "rank_promotion": ("numpy_rank_promotion", "raise"),
     "dtype_promotion": ("numpy_dtype_promotion", "strict"),
+    "threefry_partitionable": ("threefry_partitionable", True),
     "threefry_not_partitionable": ("threefry_partitionable", False),
     "default_prng_impl": ("default_prng_impl", "rbg"),
     "random_seed_offset": ("random_seed_offset", 1),
