@@ -79,7 +79,8 @@ def main(args: argparse.Namespace) -> None:
     draw([run for run in runs if not run["wrong_labels"]], folder / f"{args.compare}.png")
     print(f"{tables}\nwrote {folder / args.compare}.md and .png")
     if args.page:
-        renew(args.page, f"{args.data} {args.records} {args.compare}", tables)
+        name = f"{args.data} {args.records} {args.compare}, {args.num_epochs} epochs"
+        renew(args.page, name, tables)
 
 
 def renew(page: pathlib.Path, name: str, content: str) -> None:

@@ -123,7 +123,7 @@ def table_rows(page: str, columns: int) -> list[str]:
 @pytest.mark.slow
 def test_compare(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    mark = "digits 96 recipes"
+    mark = "digits 96 recipes, 1 epochs"
     page.write_text(f"before\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nafter\n")
     options = {"data": "digits", "records": 96, "batch_size": 32, "seeds": 2, "hard": True}
     compare.main(compare_options(tmp_path, page=page, **options))
@@ -168,7 +168,7 @@ def test_compare_goes_on(tmp_path: Path, rng: Rng) -> None:
         compare.main(compare_options(tmp_path, **options, records=64, seeds=1))
     page = tmp_path / "page.md"
     page.write_text("# No place\n")
-    with pytest.raises(SystemExit, match="expected lines <!-- fashion_mnist 64 recipes -->"):
+    with pytest.raises(SystemExit, match="expected lines <!-- fashion_mnist 64 recipes, 1 epochs -->"):
         compare.main(compare_options(tmp_path, **options, records=64, seeds=2, page=page))
     assert page.read_text() == "# No place\n"
 
