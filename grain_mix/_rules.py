@@ -310,7 +310,7 @@ def box_about(centre: jax.Array, length: int, weight: jax.Array, n: int) -> jax.
 
 def whole_numbers(length: int, bounds: tuple[float, float]) -> tuple[int, int]:
     """The smallest and the largest whole number from lo·L to hi·L; if there is none, one above."""
-    lo, hi = (round(bound * length, 6) for bound in bounds)  # 0.1·30 is 3, not 3.0000000000000004
+    lo, hi = (round(bound * length, 6) for bound in bounds)  # 0.14·50 is 7, not 7.000000000000001
     smallest = math.ceil(lo)
     return smallest, max(math.floor(hi), smallest)
 
