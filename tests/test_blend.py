@@ -207,6 +207,13 @@ def test_mixup_with_given_parameters(dtype: str, rng: Rng) -> None:
         assert (np.abs(mixed.astype(np.float64) - exact) <= half_a_unit + in_float32).all()
 
 
+def test_a_weight_that_1_does_not_show_still_counts() -> None:
+    """1 - 10⁻⁹ is 1 in `float32`, and the own image is as large as that is small."""
+    images = np.array([[1e9], [3.0]], np.float32)
+    mixed = gm.mixup(images, np.array([1e-9, 1], np.float32), np.array([1, 0]))
+    np.testing.assert_allclose(mixed, [[4], [3]], rtol=1e-6)
+
+
 @as_users_get
 def test_cutmix_with_given_parameters(rng: Rng) -> None:
     images = values(rng, (5, 3, 6, 7), "bfloat16")

@@ -99,6 +99,16 @@ def test_boxes_of_a_record_alone(kind: str, rng: np.random.Generator) -> None:
     reference.check_mixed(transform, batch, transform.map(batch))
 
 
+def test_boxes_that_show_just_enough_stay(rng: np.random.Generator) -> None:
+    """With `min_visible=1` a box may lose nothing, and stays if it does not."""
+    batch = boxes_in(rng, 8)
+    mixed = transform_of("cutmix", visible=1, prob=0).map(batch)
+    low, high = np.split(batch["boxes"].clip(0, [W, H, W, H]), 2, axis=-1)
+    real = (low < high).all(-1)
+    assert real.any()
+    np.testing.assert_array_equal(mixed["boxes_weight"][:, :N], real)
+
+
 @pytest.mark.parametrize("box_format", ["xyxy", "rel_xyxy", "rel_yxyx"])
 def test_boxes_that_end_anywhere(box_format: str, rng: np.random.Generator) -> None:
     """Against float64: what is visible is the box less what is pasted over it, or within that."""

@@ -465,6 +465,8 @@ SEEDS = {"mix_seed": np.arange(SIZE, dtype=np.uint32)}
         (({"image": IMAGE}, {"image": IMAGE, "label": LABEL}, SEEDS), "0/image", "1/label"),
         ((IMAGE, LABEL, SEEDS), 0, 1),
         ((IMAGE, LABEL, SEEDS), "0", "1"),
+        ((IMAGE, LABEL, SEEDS), -3, "-2"),
+        ({"0": IMAGE, 0: LABEL, 1: LABEL, **SEEDS}, "0", 1),  # the name before the position
     ],
 )
 def test_names_lead_through_dicts_and_tuples(batch: Any, image: Any, label: Any) -> None:

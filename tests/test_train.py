@@ -168,7 +168,9 @@ def test_compare_goes_on(tmp_path: Path, rng: Rng) -> None:
         compare.main(compare_options(tmp_path, **options, records=64, seeds=1))
     page = tmp_path / "page.md"
     page.write_text("# No place\n")
-    with pytest.raises(SystemExit, match="expected lines <!-- fashion_mnist 64 recipes, 1 epochs -->"):
+    with pytest.raises(
+        SystemExit, match="expected lines <!-- fashion_mnist 64 recipes, 1 epochs -->"
+    ):
         compare.main(compare_options(tmp_path, **options, records=64, seeds=2, page=page))
     assert page.read_text() == "# No place\n"
 
