@@ -21,6 +21,7 @@ import grain_mix as gm
 
 Rng = np.random.Generator
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+nightly = functools.partial(pytest.param, marks=[pytest.mark.slow, pytest.mark.nightly])
 
 KINDS = {"mixup": gm.MixUpBatch, "cutmix": gm.CutMixBatch, "both": gm.MixBatch}
 each_kind = pytest.mark.parametrize("kind", KINDS)

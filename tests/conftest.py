@@ -82,6 +82,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # before JAX is imported
 
 
+LONGEST = [
+    "test_outputs_are_those_of_the_code",
+    "test_killed_and_resumed",
+    "test_the_script_trains_and_mixing_helps",
+    "test_results_stay",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts what takes longest first, so that it does not run alone at the end."""
+    items.sort(key=lambda item: item.name not in LONGEST)
+
+
 @pytest.fixture
 def optimised() -> Iterator[None]:
     """The machine code that users get, with products that are fused into sums."""

@@ -1,8 +1,6 @@
 """The end of Python, and Grain's worker processes: what the package does there, and what not."""
 
-import itertools
 import multiprocessing
-import os
 import signal
 import subprocess
 import time
@@ -14,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from common import Rng, run_python, slow, started
+from common import run_python, slow, started
 
 import grain_mix as gm
 
@@ -155,27 +153,25 @@ def test_two_control_c(pause: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("rooms", [ONE, NESTED], ids=["one", "nested"])
 @pytest.mark.parametrize("end", [SLEEPS, READS], ids=["sleeps", "reads"])
-def test_two_control_c_often(end: str, rooms: Any, tmp_path: Path, rng: Rng) -> None:
-    """At some of many moments; the nightly job tries all.
-
-    A third one may be needed where the main thread reads, as it may be without this package.
+def test_two_control_c_often(end: str, rooms: Any, tmp_path: Path) -> None:
+    """A third one may be needed where the main thread reads, as it may be without this package.
 
     Python may raise KeyboardInterrupt as `threading.Condition.__exit__` begins, so that `next`
     leaves the lock of Grain's queue taken. Grain 0.2.18 waits for it when the iterator is deleted.
     """
     path = program(tmp_path, rooms, end=end)
-    moments = list(itertools.product((0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0, 0.05, 0.2)))
-    some = rng.permutation(len(moments))[: 6 * int(os.environ.get("GRAIN_MIX_FUZZ", "1"))]
-    for pause, wait in (moments[i] for i in some):
-        with interrupted_twice(path, pause, wait) as process:
-            try:
-                _, err = process.communicate(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT if end == READS else signal.SIGKILL)
-                _, err = process.communicate(timeout=60)
-        assert process.returncode in (-signal.SIGINT, 1), err
+    for pause in (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3):
+        for wait in (0, 0.05, 0.2):
+            with interrupted_twice(path, pause, wait) as process:
+                try:
+                    _, err = process.communicate(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGINT if end == READS else signal.SIGKILL)
+                    _, err = process.communicate(timeout=60)
+            assert process.returncode in (-signal.SIGINT, 1), err
 
 
 def test_control_c_as_the_end_begins(tmp_path: Path) -> None:

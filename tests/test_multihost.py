@@ -17,7 +17,7 @@ from typing import Any
 import multihost_worker
 import numpy as np
 import pytest
-from common import started
+from common import nightly, slow, started
 
 WORKER = Path(__file__).parent / "multihost_worker.py"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "multihost.py"
@@ -93,7 +93,13 @@ MESHES = {  # an epoch has 10 steps
 
 
 @pytest.mark.parametrize(
-    "mesh", [pytest.param(mesh, marks=pytest.mark.slow if "," in mesh else ()) for mesh in MESHES]
+    "mesh",
+    [
+        "2 hosts",
+        slow("4 hosts, interleaved"),
+        nightly("2 hosts, repeated in each"),
+        nightly("4 hosts, repeated in pairs of them"),
+    ],
 )
 def test_the_same_training(mesh: str, processes: Processes, tmp_path: Path) -> None:
     [single] = train(processes, tmp_path, steps=MESHES[mesh]["steps"])

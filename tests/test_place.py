@@ -15,7 +15,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import KINDS, Rng, assert_same, data_loader, each_kind, over, slow
+from common import KINDS, Rng, assert_same, data_loader, each_kind, nightly, over, slow
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import grain_mix as gm
@@ -76,7 +76,7 @@ DEVICES: dict[str, tuple[str, Any, int, dict[str, Any]]] = {
 RARE = {"2", "8", "repeated in a turned mesh", "axes of two types", "two axes", "an odd batch"}
 
 
-@pytest.mark.parametrize("case", [slow(case) if case in RARE else case for case in DEVICES])
+@pytest.mark.parametrize("case", [nightly(case) if case in RARE else case for case in DEVICES])
 def test_any_number_of_devices(case: str, rng: Rng) -> None:
     kind, sharding, size, fields = DEVICES[case]
     batch = make_batch(rng, size)
@@ -91,8 +91,7 @@ def test_any_number_of_devices(case: str, rng: Rng) -> None:
         assert_same([jax.jit(transform.mix)(batch)], [transform.map(batch)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["elem", "pair", "batch"])
+@pytest.mark.parametrize("mode", [slow("pair"), nightly("elem"), nightly("batch")])
 def test_drawn_shapes_give_the_same_bits_in_slices_of_any_size(mode: str, rng: Rng) -> None:
     """Sizes, classes and parameters are drawn; labels are class ids, floats and smoothed ones."""
     for trial in range(4):
@@ -318,9 +317,9 @@ def no_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
         (1, AUTO, globally),
         (2, EXPLICIT, jax.set_mesh),
         (4, EXPLICIT, no_mesh),
-        slow(4, AUTO, no_mesh),
-        slow(4, AUTO, jax.set_mesh),
-        slow(4, EXPLICIT, globally),
+        nightly(4, AUTO, no_mesh),
+        nightly(4, AUTO, jax.set_mesh),
+        nightly(4, EXPLICIT, globally),
     ],
 )
 def test_any_ambient_mesh(count: int, axis_type: AxisType, entering: Any, rng: Rng) -> None:
@@ -436,6 +435,7 @@ def all_random(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_jax_random_on_devices(rng: Rng) -> None:
     """The same but for rounding in JAX's own functions, which is each program's own."""
     transform, batch = gm.WeightMapMixBatch(all_random, num_classes=10), make_batch(rng, 4)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from common import assert_same, data_loader, everywhere, make_batch, over, slow
+from common import assert_same, data_loader, everywhere, make_batch, nightly, over, slow
 from jax.sharding import AxisType, PartitionSpec
 from programs import coins, fog, values
 from reference_maps import map_of
@@ -97,7 +97,7 @@ def test_weights_are_on_the_grid_and_the_ends_are_exact(rng: np.random.Generator
     np.testing.assert_array_equal(scattered * 2**24, np.rint(scattered * 2**24))
 
 
-@pytest.mark.parametrize("kind", ["bool", pytest.param("float", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["bool", nightly("float")])
 def test_prob_valid_and_modes(kind: str, rng: np.random.Generator) -> None:
     """`prob` moves no other decision; what is unmixed has weights of 1."""
     batch = batch_of(rng, (64, 4, 5, 3)) | {"valid": np.arange(64) < 60}
@@ -140,7 +140,8 @@ def test_any_batch_size(recipe: Any, rng: np.random.Generator) -> None:
     ("kind", "mode"),
     [
         ("float", "elem"),
-        *(pytest.param("bool", m, marks=pytest.mark.slow) for m in ("elem", "batch")),
+        slow("bool", "batch"),
+        nightly("bool", "elem"),
     ],
 )
 def test_everywhere_the_same(kind: str, mode: str, rng: np.random.Generator) -> None:
@@ -457,8 +458,8 @@ def record_of(rng: np.random.Generator, size: int) -> dict[str, Any]:
     [
         ("elem", True, 8),
         ("batch", False, 8),
-        slow("elem", False, 8),
-        slow("pair", False, 8),
+        nightly("elem", False, 8),
+        nightly("pair", False, 8),
         slow("batch", True, 8),
     ],
 )
@@ -536,7 +537,7 @@ def test_loaders_and_a_restart(workers: int, rng: np.random.Generator) -> None:
     "weight_map",
     [
         maps.CopyPaste("masks", chance=0.9),
-        slow(maps.SaliencyMix("ids")),
+        nightly(maps.SaliencyMix("ids")),
         slow(maps.ClassMix("ids", ignore=2)),
     ],
 )
