@@ -238,22 +238,23 @@ CHANGED: dict[str, Callable[[np.ndarray], Any]] = {
     "nan": lambda x: with_value(x, np.nan) if x.dtype.kind == "f" else x,
     "1e300": lambda x: with_value(x.astype(np.float64), 1e300) if x.dtype.kind == "f" else x,
 }
+MOST = 32  # records in a batch of a program
 EXTRAS: dict[str, Any] = {
-    "id": np.arange(8, dtype=np.int64),
-    "big id": np.arange(8, dtype=np.int64) + 2**40,
-    "name": np.array(list("abcdefgh")),
-    "weight": np.linspace(0, 1, 8),
-    "overflow": np.full(8, 1e300),
-    "pair": np.zeros(8, [("a", np.uint8), ("b", np.float32)]),
-    "when": np.zeros(8, "M8[s]"),
-    "how long": np.zeros(8, "m8[s]"),
-    "swapped": np.arange(8, dtype=">i4"),
-    "object": np.array([None] * 8),
-    "nested": {"a": np.arange(8)},
+    "id": np.arange(MOST, dtype=np.int64),
+    "big id": np.arange(MOST, dtype=np.int64) + 2**40,
+    "name": np.array(list("abcd") * (MOST // 4)),
+    "weight": np.linspace(0, 1, MOST),
+    "overflow": np.full(MOST, 1e300),
+    "pair": np.zeros(MOST, [("a", np.uint8), ("b", np.float32)]),
+    "when": np.zeros(MOST, "M8[s]"),
+    "how long": np.zeros(MOST, "m8[s]"),
+    "swapped": np.arange(MOST, dtype=">i4"),
+    "object": np.array([None] * MOST),
+    "nested": {"a": np.arange(MOST)},
     "note": "all of it",
     "none": None,
-    "label_weight": np.zeros(8, np.float32),
-    3: np.arange(8),
+    "label_weight": np.zeros(MOST, np.float32),
+    3: np.arange(MOST),
 }
 
 

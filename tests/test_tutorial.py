@@ -26,13 +26,12 @@ def printed(path: pathlib.Path) -> list[Any]:
     def compared(line: str) -> str:
         return re.sub(r"\d+\.?\d*", "0", line) if "%" in line or "loss" in line else line
 
-    outputs = [
-        (number, output["text"])
-        for number, cell in enumerate(jupytext.read(path).cells)
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "stream"
+    # What a cell prints may come in one part or in several, as time has it.
+    parts = [
+        [output["text"] for output in cell.get("outputs", []) if output["output_type"] == "stream"]
+        for cell in jupytext.read(path).cells
     ]
-    return [(number, *map(compared, text.splitlines())) for number, text in outputs]
+    return [list(map(compared, "".join(texts).splitlines())) for texts in parts]
 
 
 @pytest.mark.slow
@@ -47,7 +46,7 @@ def test_outputs_are_those_of_the_code(tmp_path: pathlib.Path) -> None:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert printed(executed) == printed(NOTEBOOK), "jupytext --to ipynb --execute"
-    assert len(printed(NOTEBOOK)) > 15
+    assert sum(map(bool, printed(NOTEBOOK))) > 10
 
 
 def test_notebook_is_stored_with_outputs() -> None:
