@@ -167,7 +167,11 @@ def _settings() -> contextlib.AbstractContextManager[Any]:
 
 
 def jax_defaults() -> contextlib.AbstractContextManager[Any]:
-    """JAX's default settings, under which users' functions are traced: any others change draws."""
+    """JAX's default settings, under which users' functions are traced: any others change draws.
+
+    But `random_seed_offset`, which JAX 0.8 to 0.12 sets for all threads alone: it moves the keys
+    that a function makes of numbers of its own.
+    """
     stack = contextlib.ExitStack()
     for context in (
         jax.enable_x64(False),

@@ -97,7 +97,7 @@ def label_weights(maps: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Arr
         ones = weights.astype(jnp.uint32)
         shown, hidden = _sums([ones, 1 - ones], axes)
         kept, size = shown.astype(jnp.float32), (shown + hidden).astype(jnp.float32)
-        # Not over the constant, whose rounded reciprocal XLA would multiply with instead.
+        # Not `kept / size`, which may be another float for maps of more than 2²⁴ pixels.
         return kept / (kept + (size - kept)), weights
     maps = jnp.where(each, maps, np.uint32(ONE))
     wrong = maps == NO_WEIGHT

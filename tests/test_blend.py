@@ -1,5 +1,6 @@
 """What comes out of mixing, compared with a reference written from the papers, and bit by bit."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,9 +163,10 @@ def test_unmixed_records_keep_every_bit(kind: str, dtype: Any, rng: Rng) -> None
     transform = KINDS[kind](num_classes=10, prob=0.5, spatial_axes=(1,))
     unmixed = np.asarray(transform.draw(batch["mix_seed"], images.shape).lam) == 1
     assert 0 < unmixed.sum() < 64
-    mixed = transform.map(batch)
-    assert mixed["image"][unmixed].tobytes() == images[unmixed].tobytes()
-    np.testing.assert_array_equal(mixed["label"][unmixed], np.eye(10)[batch["label"][unmixed]])
+    for prob, same in ((0.5, unmixed), (0, np.full(64, True))):
+        mixed = dataclasses.replace(transform, prob=prob).map(batch)
+        assert mixed["image"][same].tobytes() == images[same].tobytes()
+        np.testing.assert_array_equal(mixed["label"][same], np.eye(10)[batch["label"][same]])
 
 
 def test_many_classes_make_no_dense_array(rng: Rng) -> None:

@@ -436,10 +436,11 @@ def all_random(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_all_of_jax_random_on_devices(rng: Rng) -> None:
+@each_axis_type
+def test_all_of_jax_random_on_devices(axis_type: AxisType, rng: Rng) -> None:
     """The same but for rounding in JAX's own functions, which is each program's own."""
     transform, batch = gm.WeightMapMixBatch(all_random, num_classes=10), make_batch(rng, 4)
-    sharded = dataclasses.replace(transform, sharding=over(2, EXPLICIT))
+    sharded = dataclasses.replace(transform, sharding=over(2, axis_type))
     expected, found = transform.map(batch)["label"], sharded.map(batch)["label"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -122,6 +122,21 @@ def test_results_stay(rng: np.random.Generator) -> None:
             assert_same([everything(seed)], [expected])
 
 
+@pytest.mark.parametrize("name", ["default_prng_impl", "threefry_not_partitionable"])
+def test_keys_that_a_map_makes_itself_stay(name: str, rng: np.random.Generator) -> None:
+    batch = make_batch(rng, 4)
+
+    def mixed() -> Any:
+        def same(key: jax.Array, lam: jax.Array, lengths: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(jax.random.key(7), lengths) < lam
+
+        return gm.WeightMapMixBatch(same, num_classes=10).map(batch)  # traced each time
+
+    expected = mixed()
+    with setting(name):
+        assert_same([mixed()], [expected])
+
+
 @pytest.mark.parametrize("transform", [gm.MixBatch(), gm.MosaicBatch()])
 def test_weights_at_points(transform: Any, rng: np.random.Generator) -> None:
     draw = transform.draw(rng.integers(2**32, size=8, dtype=np.uint32), (8, 9, 7, 3))

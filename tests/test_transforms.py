@@ -180,10 +180,11 @@ def test_without_jit_nothing_shares_memory(size: int, rng: Rng) -> None:
     """Without the copy, an unmixed record could be the caller's own memory."""
     batch = make_batch(rng, size, label=aligned(rng.random((size, 16), np.float32)))
     batch["image"] = aligned(batch["image"])
-    mix = gm.MixBatch(prob=0)
     with jax.disable_jit():
-        for value in (*mix.map(batch).values(), *mix.mix(batch).values()):
-            assert not any(np.shares_memory(value, other) for other in batch.values())
+        for make in KINDS.values():
+            for mixed in (make(prob=0).map(batch), make(prob=0).mix(batch)):
+                for value in mixed.values():
+                    assert not any(np.shares_memory(value, other) for other in batch.values())
 
 
 def test_short_axes(rng: Rng) -> None:
