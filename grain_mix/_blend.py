@@ -189,7 +189,8 @@ def _sliced(form: "Rows", sources: Sequence[Source], weights: Weights) -> jax.Ar
     ) -> jax.Array:
         def moved(i: int, j: int) -> jax.Array:
             shift = jnp.where(np.array([i, j]) == 1, centre, centre - lengths)
-            start = (order[corners[i, j]] + 1) * np.int32(size) - (shift * strides).sum()
+            back = (shift * strides).sum(dtype=jnp.int32)
+            start = (order[corners[i, j]] + 1) * np.int32(size) - back
             return jax.lax.dynamic_slice(flat, [first + start], [size]).reshape(shape)
 
         is_far = [

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from grain_mix._errors import describe, fail
+from grain_mix._guards import into_jax
 
 
 @jax.tree_util.register_dataclass
@@ -79,11 +80,14 @@ class Draw:
         >>> draw.weights_at(np.array([[[0.0, 0.0], [7.5, 6.0]]] * 2))[0].tolist()
         [[1.0, 0.0], [0.0, 1.0]]
         """
-        positions = self._checked("weights_at", points)
-        if self.shares.ndim > 1:
-            weights: jax.Array = jax.vmap(Draw.weights_at)(self, positions)
-            return weights
-        positions = positions.astype(jnp.float32)
+        with into_jax():
+            positions = self._checked("weights_at", points).astype(jnp.float32)
+            of_each = Draw._weights_at if self.shares.ndim == 1 else jax.vmap(Draw._weights_at)
+            weights: jax.Array = of_each(self, positions)
+        return weights
+
+    def _weights_at(self, positions: jax.Array) -> jax.Array:
+        """The same for one record and `float32`."""
         everywhere = jnp.broadcast_to(self.shares, (*positions.shape[:-1], *self.shares.shape))
         if self.tiles is not None:
             # The first tile that is the image has the others empty, so a point is in one tile.
@@ -117,20 +121,22 @@ class Draw:
         k = self.shares.shape[-1]
         if not (isinstance(r, int) and 0 <= r < k):
             fail(ValueError, "Draw.moved", f"r={r!r}", f"0 to {k - 1}", "0 is the record itself")
-        positions = self._checked("moved", points).astype(jnp.float32)
-        if self.shift is None:
-            return positions
-        shift = self.shift[..., r, :].astype(jnp.float32)
-        between = positions.ndim - shift.ndim
-        return positions + shift.reshape(*shift.shape[:-1], *[1] * between, shift.shape[-1])
+        with into_jax():
+            positions = self._checked("moved", points).astype(jnp.float32)
+            if self.shift is None:
+                return positions
+            shift = self.shift[..., r, :].astype(jnp.float32)
+            between = positions.ndim - shift.ndim
+            return positions + shift.reshape(*shift.shape[:-1], *[1] * between, shift.shape[-1])
 
     def outside_box(self) -> jax.Array:
         """`float32 [..., k]`: the weights of the sources outside the box; the shares of a blend."""
         if self.box is None:
             return self.shares
-        is_cut = (self.box[..., 0] < self.box[..., 1]).all(-1)[..., None]
-        own = jnp.broadcast_to(np.array([1, 0], np.float32), self.shares.shape)
-        return jnp.where(is_cut, own, self.shares)
+        with into_jax():
+            is_cut = (self.box[..., 0] < self.box[..., 1]).all(-1)[..., None]
+            own = jnp.broadcast_to(np.array([1, 0], np.float32), self.shares.shape)
+            return jnp.where(is_cut, own, self.shares)
 
     def _checked(self, method: str, points: ArrayLike) -> jax.Array:
         positions = jnp.asarray(points)

@@ -69,6 +69,12 @@ def narrow_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(f"{name[:-2]}32") if name in WIDE else np.dtype(dtype)
 
 
+def narrowed(x: jax.Array) -> jax.Array:
+    """What a user's function gets with x64 too: JAX's own settings know 32 bits."""
+    dtype = narrow_dtype(x.dtype)
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def check_narrow(caller: str, name: str, values: np.ndarray, *, always: bool = False) -> None:
     """Checks that values stay apart in the dtype in which JAX holds them.
 

@@ -20,8 +20,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grain_mix._dtypes import narrow_dtype
-
 PATIENCE = 20.0  # seconds that the end of Python waits for calls in progress
 GRACE = 0.5  # seconds that it waits for the threads that made them
 
@@ -183,9 +181,3 @@ def jax_defaults() -> contextlib.AbstractContextManager[Any]:
     ):
         stack.enter_context(context)
     return stack
-
-
-def narrowed(x: jax.Array) -> jax.Array:
-    """What a user's function gets with x64 too: JAX's own settings know 32 bits."""
-    dtype = narrow_dtype(x.dtype)
-    return x if x.dtype == dtype else x.astype(dtype)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grain_mix._dtypes import narrowed
 from grain_mix._fixed_point import ONE, from_fixed
-from grain_mix._guards import jax_defaults, narrowed
+from grain_mix._guards import jax_defaults
 
 # (key, lam, lengths) or (key, lam, lengths, own, partner) -> bool or floats of shape `lengths`
 MapFunction = Callable[..., Any]

@@ -10,9 +10,9 @@ import numpy as np
 
 from grain_mix._axes import axes_in, front_axes
 from grain_mix._draw import Draw
-from grain_mix._dtypes import check_copied, check_narrow
+from grain_mix._dtypes import check_copied, check_narrow, narrowed
 from grain_mix._errors import describe, fail
-from grain_mix._guards import jax_defaults, narrowed
+from grain_mix._guards import jax_defaults
 from grain_mix._parameters import check_all
 from grain_mix._sources import Source
 
