@@ -76,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Has XLA optimise little in the fast tests, most of whose time is that of its compiler.
 
     It still simplifies what it is given, but generates plain machine code. The slow tests get what
-    users get, and so do the tests that ask for the fixture `optimised`.
+    users get, but for those that ask for the fixture `plain`; and so do the fast ones that ask for
+    `optimised`.
     """
     if config.option.markexpr == "not slow":
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # before JAX is imported
@@ -96,12 +97,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def optimised() -> Iterator[None]:
+def optimised(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The machine code that users get, with products that are fused into sums."""
+    yield from _compiles(monkeypatch, "0")
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plain machine code, for what has to run and whose last bits do not matter."""
+    yield from _compiles(monkeypatch, "1")
+
+
+def _compiles(monkeypatch: pytest.MonkeyPatch, plain: str) -> Iterator[None]:
+    """Here, and in processes that the test starts."""
     import jax
 
     before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
-    jax.config.update("jax_disable_most_optimizations", False)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", plain)
+    jax.config.update("jax_disable_most_optimizations", plain == "1")
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

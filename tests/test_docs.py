@@ -44,6 +44,7 @@ def marked(page: Path) -> Any:
     return pytest.param(page, id=name, marks=() if name in FAST else pytest.mark.slow)
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("page", list(map(marked, PAGES)))
 def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, since some pages draw."""

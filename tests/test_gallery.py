@@ -12,6 +12,7 @@ import grain_mix as gm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 def test_every_card_is_drawn(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib warns, and so fails, where titles leave no room for the photographs."""
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--output", str(tmp_path)])

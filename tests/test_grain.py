@@ -21,7 +21,7 @@ import grain
 import jax
 import numpy as np
 import pytest
-from common import Rng, assert_same, make_batch, run_python, slow
+from common import Rng, assert_same, make_batch, nightly, run_python, slow
 
 import grain_mix as gm
 
@@ -37,7 +37,7 @@ MIX = TRANSFORMS[2]
 SEED, BATCH = gm.RecordSeed(), grain.transforms.Batch(BATCH_SIZE)
 ALIGNED = grain.transforms.Batch(BATCH_SIZE, batch_fn=gm.aligned_stack)
 each_transform = pytest.mark.parametrize(
-    "transform", TRANSFORMS[:3], ids=lambda t: type(t).__name__
+    "transform", [MIX, *map(nightly, TRANSFORMS[:2])], ids=lambda t: type(t).__name__
 )
 
 Batch = dict[str, Any]
@@ -464,7 +464,7 @@ print(sorted(xla_bridge._backends), "scipy" in sys.modules)
     assert run_python("-c", script).stdout == "[] False\n"
 
 
-@each_transform
+@pytest.mark.parametrize("transform", TRANSFORMS[:3], ids=lambda t: type(t).__name__)
 def test_transforms_differ_in_any_field(transform: Any) -> None:
     """Equal transforms share a compiled program, so equality must cover all fields."""
     others = {

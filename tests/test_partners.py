@@ -10,15 +10,18 @@ import jax
 import numpy as np
 import pytest
 import reference
-from common import KINDS, assert_same, each_kind, everywhere, make_batch, over
+from common import KINDS, assert_same, everywhere, make_batch, nightly, over
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from programs import all_kinds, batch_of, coins
 
 import grain_mix as gm
 
+# For what does not depend on it.
+one_kind = pytest.mark.parametrize("kind", ["both", nightly("mixup"), nightly("cutmix")])
 
-@each_kind
+
+@one_kind
 def test_batches_devices_and_jit_change_nothing(kind: str, rng: np.random.Generator) -> None:
     """With all kinds of targets, and padding among the records and among their partners."""
     options: dict[str, Any] = {"partner_key": "other", "valid_key": "valid", "prob": 0.9}
@@ -161,7 +164,7 @@ def test_slices_must_be_whole(rng: np.random.Generator) -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-@each_kind
+@one_kind
 def test_a_key_in_the_step(kind: str, rng: np.random.Generator) -> None:
     """The same key gives the same bits on any number of devices, and for any size of the batch."""
     batch = make_batch(rng, 16)

@@ -28,6 +28,7 @@ def test_scenes_are_exact_and_depend_on_their_index_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("example", [detection, segmentation])
 def test_the_loss_falls(
     example: object,
